@@ -1,0 +1,2 @@
+//! The file system: scan, watch, metadata in full, race-free install; Linux and simulated.
+pub mod fs;
