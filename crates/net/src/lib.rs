@@ -1,1 +1,2 @@
-//! placeholder
+//! Identities (pinned keys, mutual TLS), the wire protocol, bandwidth.
+pub mod message;
