@@ -4,16 +4,18 @@
 //! numbers (design, section 6). Each message belongs to one folder; the frame names it. The simulator carries these
 //! values as they are; the real link encodes them (see [`crate::wire`]).
 
-use anabranch_model::{ChangeNumber, FolderId, Hash, Knowledge, ReplicaId, Sequence, Uid, Version};
+use anabranch_model::{ChangeNumber, FolderId, Hash, Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
 
-/// What one side has seen of the other's replica id: the echo of the design's section 11.
+/// A point in the life of a replica id: its highest sequence at a commit, and a hash over all that it had issued by
+/// then. An upstream partner gives one with each complete pass; a downstream partner echoes the last one it was given
+/// (design, section 11).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Echo {
+pub struct Mark {
     /// The replica id spoken of; zeros where none is known yet.
     pub replica: ReplicaId,
-    /// Highest sequence of it that was taken in.
+    /// Highest sequence at that commit.
     pub highest: Sequence,
-    /// A hash over the last records of it that were taken in; zeros where nothing was.
+    /// Hash over all that was issued until then.
     pub digest: Hash,
 }
 
@@ -76,8 +78,8 @@ pub struct Page {
     pub rows: Vec<Vec<u8>>,
     /// All rows up to this number were looked at.
     pub through: ChangeNumber,
-    /// Where no row is beyond `through`: the upstream's knowledge of the same transaction.
-    pub complete: Option<Knowledge>,
+    /// Where no row is beyond `through`: the upstream's knowledge and mark of the same transaction.
+    pub complete: Option<(Knowledge, Mark)>,
 }
 
 /// One node of the comparison of sums (design, section 14): a bucket with its sum.
@@ -98,8 +100,12 @@ pub enum Message {
         member: String,
         /// Its replica id.
         replica: ReplicaId,
-        /// What it has seen of the upstream's id.
-        echo: Echo,
+        /// The last mark of the upstream that it was given.
+        echo: Mark,
+        /// Replica ids that were closed by a rollback, with the last number that counts of each.
+        closed: Vec<Version>,
+        /// Its clock, microseconds since 1970.
+        clock: Hlc,
         /// Its own knowledge, which lets rows be skipped.
         known: Knowledge,
     },
@@ -109,8 +115,12 @@ pub enum Message {
         member: String,
         /// Its replica id.
         replica: ReplicaId,
-        /// What it has seen of the downstream's id.
-        echo: Echo,
+        /// The last mark of the downstream that it was given, by the link in the other direction.
+        echo: Mark,
+        /// Replica ids that were closed by a rollback, with the last number that counts of each.
+        closed: Vec<Version>,
+        /// Its clock, microseconds since 1970.
+        clock: Hlc,
         /// Its newest change number.
         number: ChangeNumber,
         /// Its knowledge, of the same instant.
@@ -151,12 +161,17 @@ pub enum Message {
         /// What came of each.
         pieces: Vec<Piece>,
     },
+    /// Upstream: content that it had to refuse is held now. An empty list means: ask again for whatever was refused.
+    Held {
+        /// At most [`WANTS_MAX`].
+        uids: Vec<Uid>,
+    },
     /// Either: what members have acknowledged, as far as it is news on this link.
     Acknowledged {
         /// The members.
         members: Vec<Acknowledgement>,
     },
-    /// Downstream: asks for sums. With `buckets` empty: of all buckets that are not zero.
+    /// Downstream: asks for the sums of all buckets that are not zero.
     AskSums {
         /// Comes back with the answer.
         request: u64,
