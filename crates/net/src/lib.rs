@@ -1,2 +1,11 @@
-//! Identities (pinned keys, mutual TLS), the wire protocol, bandwidth.
+//! Identities (pinned keys, mutual TLS), the wire protocol, links and invitations.
+//!
+//! Owns what goes over a socket between two members, from the first byte on. Must never decide anything about
+//! replication, touch the replicated files, or know the domain's configuration: which keys are let in is asked of the
+//! caller.
+
+pub mod error;
 pub mod message;
+pub mod wire;
+
+pub use error::PeerError;
