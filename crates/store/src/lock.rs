@@ -1,0 +1,62 @@
+//! One opener at a time: an exclusive lock on a file beside the database.
+//!
+//! The kernel drops the lock with the process that holds it, however that ends, so a lock file that is left lying about
+//! locks nobody out. The file is never removed: between removal and creation two openers could each lock their own.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anabranch_engine::kv::KvError;
+
+/// The lock of a database, held until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum InUse {
+    #[error("the database is in use by process {0}")]
+    By(u32),
+    #[error("the database is in use by another process")]
+    BySomebody,
+}
+
+const DOING: &str = "lock";
+
+impl Lock {
+    /// Takes the lock, and leaves this process's number in the file for the next one to read.
+    ///
+    /// # Errors
+    /// [`KvError`], not damaged: in use, or the file cannot be made or locked.
+    pub(crate) fn take(path: &Path) -> Result<Self, KvError> {
+        let failed = |e: io::Error| KvError::failed(DOING, e);
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                // The holder may be between locking and writing its number.
+                let mut text = String::new();
+                let holder = file.read_to_string(&mut text).ok().and_then(|_| text.trim().parse().ok());
+                return Err(KvError::failed(DOING, holder.map_or(InUse::BySomebody, InUse::By)));
+            }
+            Err(TryLockError::Error(e)) => return Err(failed(e)),
+        }
+        let mut leave_number = || {
+            file.set_len(0)?;
+            file.rewind()?;
+            writeln!(file, "{}", std::process::id())
+        };
+        leave_number().map_err(failed)?;
+        Ok(Self { _file: file })
+    }
+}

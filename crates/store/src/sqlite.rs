@@ -1,0 +1,417 @@
+//! [`SqliteKv`]: the database in one SQLite file.
+//!
+//! What the settings are for (measured in the design's dependency notes, and by `examples/inserts.rs`):
+//! - write-ahead log with `synchronous = FULL`: a commit is one append and one fsync, and durable when it returns;
+//! - 8 KiB pages, a checkpoint every 8,000 of them, the log cut to 128 MiB when it was longer;
+//! - exclusive locking: no shared-memory file, and no lock and unlock around each read;
+//! - `REPLACE INTO` a table without row id whose only index is its key: one descent of the tree for each put.
+//!
+//! A copy of the database file and its log, taken together at any instant between two calls, is a database that holds all
+//! that was committed then.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anabranch_engine::kv::{Kv, KvError, Pair, Table};
+use rusqlite::config::DbConfig;
+use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ffi};
+
+use crate::lock::Lock;
+use crate::schema::{self, STEPS, Was};
+
+/// The longest key, bytes.
+const KEY_BYTES_MAX: usize = 1024;
+/// The longest value, bytes.
+const VALUE_BYTES_MAX: usize = 1 << 20;
+const PAGE_BYTES: u32 = 8192;
+const CHECKPOINT_PAGES: u32 = 8000;
+const LOG_BYTES_KEPT: u32 = 128 << 20;
+
+/// The schema that this version of the program writes.
+pub const SCHEMA: u32 = schema::newest(STEPS);
+
+/// How a database is opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Options {
+    /// Most memory for pages, bytes. 64 MiB unless set.
+    pub cache_bytes: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { cache_bytes: 64 << 20 }
+    }
+}
+
+/// What was found when a database was opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// There was none, or an empty file: it holds nothing.
+    pub created: bool,
+    /// It was of this older schema, and has been upgraded.
+    pub upgraded_from: Option<u32>,
+    /// A write-ahead log lay there: the last user did not close the database. Its commits have been taken in.
+    pub log_left: bool,
+}
+
+/// The statements of one table, as SQL.
+#[derive(Debug)]
+struct Statements {
+    get: String,
+    put: String,
+    delete: String,
+    range: String,
+    range_open: String,
+    last: String,
+}
+
+impl Statements {
+    fn of(table: Table) -> Self {
+        let t = schema::name(table);
+        Self {
+            get: format!("SELECT v FROM {t} WHERE k = ?1"),
+            put: format!("REPLACE INTO {t} VALUES (?1, ?2)"),
+            delete: format!("DELETE FROM {t} WHERE k = ?1"),
+            range: format!("SELECT k, v FROM {t} WHERE k >= ?1 AND k < ?3 ORDER BY k LIMIT ?2"),
+            range_open: format!("SELECT k, v FROM {t} WHERE k >= ?1 ORDER BY k LIMIT ?2"),
+            last: format!("SELECT k, v FROM {t} ORDER BY k DESC LIMIT 1"),
+        }
+    }
+
+    /// How many they are.
+    const COUNT: usize = 6;
+}
+
+/// Where the transaction stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Change {
+    /// None is under way.
+    No,
+    /// Under way.
+    Open,
+    /// A write of it failed, so it can only be taken back. SQLite may have done that by itself.
+    Broken,
+}
+
+/// A metadata database in a SQLite file. One opener at a time; a drop closes it, and takes back an open transaction.
+#[derive(Debug)]
+pub struct SqliteKv {
+    db: Connection,
+    statements: Vec<Statements>,
+    change: Change,
+    commits: u64,
+    // The last field: released only when the database is closed.
+    _lock: Lock,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Misuse {
+    #[error("no transaction is under way")]
+    NoTransaction,
+    #[error("a transaction is under way already")]
+    Nested,
+    #[error("a write of this transaction failed, so it can only be taken back")]
+    Broken,
+    #[error("a key of {0} bytes is too long")]
+    Key(usize),
+    #[error("a value of {0} bytes is too long")]
+    Value(usize),
+    #[error("the database cannot keep a write-ahead log here (its journal mode is {0})")]
+    Journal(String),
+}
+
+/// What the check of the whole database found.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Found(String);
+
+/// Says what an error of SQLite means: the file is damaged, or an operation could not be done.
+pub(crate) fn explain(doing: &'static str, e: rusqlite::Error) -> KvError {
+    let damaged = match &e {
+        rusqlite::Error::SqliteFailure(cause, _) => {
+            matches!(cause.code, ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase | ErrorCode::TypeMismatch)
+                || matches!(cause.extended_code, ffi::SQLITE_IOERR_CORRUPTFS | ffi::SQLITE_IOERR_DATA)
+        }
+        // A column holds what no put has written.
+        rusqlite::Error::InvalidColumnType(..) | rusqlite::Error::IntegralValueOutOfRange(..) => true,
+        _ => false,
+    };
+    if damaged { KvError::damaged(doing, e) } else { KvError::failed(doing, e) }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Makes the file if it is not there, durably, and lets nobody but its owner read it. SQLite gives its log the same mode.
+fn prepare_file(path: &Path) -> io::Result<()> {
+    match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
+        Ok(file) => {
+            file.sync_all()?;
+            let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            fs::File::open(directory)?.sync_all()
+        }
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+            for file in [path.to_owned(), beside(path, "-wal")] {
+                match fs::symlink_metadata(&file) {
+                    Ok(m) if m.is_file() && m.permissions().mode() & 0o077 != 0 => {
+                        fs::set_permissions(&file, Permissions::from_mode(0o600))?;
+                    }
+                    Ok(_) => {}
+                    Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                    Err(e) => return Err(e),
+                }
+            }
+            Ok(())
+        }
+        Err(e) => Err(e),
+    }
+}
+
+/// What must be set before the file is read, and changes nothing in it: exclusive locking counts only before the log is
+/// opened.
+fn guard(db: &Connection) -> rusqlite::Result<()> {
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
+    db.pragma_update(None, "cell_size_check", 1)
+}
+
+fn configure(db: &Connection, options: Options) -> Result<(), KvError> {
+    const DOING: &str = "open";
+    let sql = |e| explain(DOING, e);
+    let set = |name: &str, value: i64| db.pragma_update(None, name, value).map_err(sql);
+    // The page size counts only before the first page is written.
+    set("page_size", PAGE_BYTES.into())?;
+    let mode: String = db.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0)).map_err(sql)?;
+    if mode != "wal" {
+        return Err(KvError::failed(DOING, Misuse::Journal(mode)));
+    }
+    db.pragma_update(None, "synchronous", "FULL").map_err(sql)?;
+    set("wal_autocheckpoint", CHECKPOINT_PAGES.into())?;
+    set("journal_size_limit", LOG_BYTES_KEPT.into())?;
+    // A negative size is in KiB.
+    set("cache_size", -i64::try_from(options.cache_bytes >> 10).unwrap_or(i64::MAX).max(1))
+}
+
+impl SqliteKv {
+    /// Opens the database in this file; makes it if the file is missing or empty; upgrades it if it is of an older
+    /// schema. Locks the file of the same name with the extension `lock`.
+    ///
+    /// # Errors
+    /// [`KvError`]. Damaged: not a database, another program's, or tables missing. Not damaged: in use by another
+    /// process, of a later version of the program, or the file system refuses.
+    pub fn open(path: &Path, options: Options) -> Result<(Self, Opened), KvError> {
+        let lock = Lock::take(&path.with_extension("lock"))?;
+        prepare_file(path).map_err(|e| KvError::failed("make the file", e))?;
+        let log_left = fs::metadata(beside(path, "-wal")).is_ok_and(|m| m.len() > 0);
+        let flags =
+            OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let mut db = Connection::open_with_flags(path, flags).map_err(|e| explain("open", e))?;
+        guard(&db).map_err(|e| explain("open", e))?;
+        let was = schema::look(&db, STEPS)?;
+        configure(&db, options)?;
+        schema::upgrade(&mut db, STEPS, was)?;
+        schema::verify(&db)?;
+        db.set_prepared_statement_cache_capacity(Table::ALL.len() * Statements::COUNT + 8);
+        let statements = Table::ALL.into_iter().map(Statements::of).collect();
+        let opened = Opened {
+            created: was == Was::Empty,
+            upgraded_from: match was {
+                Was::Schema(from) if from < SCHEMA => Some(from),
+                Was::Schema(_) | Was::Empty => None,
+            },
+            log_left,
+        };
+        Ok((Self { db, statements, change: Change::No, commits: 0, _lock: lock }, opened))
+    }
+
+    /// How many transactions were committed since it was opened; each costs one fsync.
+    #[must_use]
+    pub fn commits(&self) -> u64 {
+        self.commits
+    }
+
+    /// Reads the whole database and looks for damage. Takes as long as reading the file does.
+    ///
+    /// # Errors
+    /// [`KvError`], damaged, with the first thing found.
+    pub fn check(&self) -> Result<(), KvError> {
+        const DOING: &str = "check";
+        let found: String =
+            self.db.query_row("PRAGMA quick_check(1)", [], |row| row.get(0)).map_err(|e| explain(DOING, e))?;
+        if found == "ok" { Ok(()) } else { Err(KvError::damaged(DOING, Found(found))) }
+    }
+
+    /// Takes the log into the database file and closes it; an open transaction is taken back.
+    ///
+    /// # Errors
+    /// [`KvError`]. What was committed is durable even then, in the log.
+    pub fn close(self) -> Result<(), KvError> {
+        self.db.close().map_err(|(_, e)| explain("close", e))
+    }
+
+    fn statement(
+        &self,
+        sql: impl FnOnce(&Statements) -> &String,
+        table: Table,
+    ) -> rusqlite::Result<CachedStatement<'_>> {
+        self.db.prepare_cached(sql(&self.statements[table as usize]))
+    }
+
+    /// Nothing may be written outside a transaction; nor after SQLite gave one up by itself, as it does on some errors:
+    /// each further write would then be a commit of its own.
+    fn writable(&self, doing: &'static str) -> Result<(), KvError> {
+        match self.change {
+            Change::No => Err(KvError::failed(doing, Misuse::NoTransaction)),
+            Change::Broken => Err(KvError::failed(doing, Misuse::Broken)),
+            Change::Open if self.db.is_autocommit() => Err(KvError::failed(doing, Misuse::Broken)),
+            Change::Open => Ok(()),
+        }
+    }
+
+    fn wrote<T>(&mut self, doing: &'static str, result: rusqlite::Result<T>) -> Result<(), KvError> {
+        result.map(drop).map_err(|e| {
+            self.change = Change::Broken;
+            explain(doing, e)
+        })
+    }
+}
+
+fn pair(row: &Row<'_>) -> rusqlite::Result<Pair> {
+    Ok((row.get_ref(0)?.as_blob()?.into(), row.get_ref(1)?.as_blob()?.into()))
+}
+
+impl Kv for SqliteKv {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        let value = |row: &Row<'_>| Ok(row.get_ref(0)?.as_blob()?.to_vec());
+        self.statement(|s| &s.get, table)
+            .and_then(|mut s| s.query_row([key], value).optional())
+            .map_err(|e| explain("get", e))
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+        const DOING: &str = "put";
+        self.writable(DOING)?;
+        if key.len() > KEY_BYTES_MAX {
+            return Err(KvError::failed(DOING, Misuse::Key(key.len())));
+        }
+        if value.len() > VALUE_BYTES_MAX {
+            return Err(KvError::failed(DOING, Misuse::Value(value.len())));
+        }
+        let result = self.statement(|s| &s.put, table).and_then(|mut s| s.execute((key, value)));
+        self.wrote(DOING, result)
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), KvError> {
+        self.writable("delete")?;
+        let result = self.statement(|s| &s.delete, table).and_then(|mut s| s.execute([key]));
+        self.wrote("delete", result)
+    }
+
+    fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
+        let most = i64::try_from(limit).unwrap_or(i64::MAX);
+        let read = || match to {
+            Some(to) => {
+                self.statement(|s| &s.range, table)?.query_map((from, most, to), pair)?.collect::<Result<_, _>>()
+            }
+            None => self.statement(|s| &s.range_open, table)?.query_map((from, most), pair)?.collect(),
+        };
+        read().map_err(|e| explain("range", e))
+    }
+
+    fn last(&self, table: Table) -> Result<Option<Pair>, KvError> {
+        self.statement(|s| &s.last, table)
+            .and_then(|mut s| s.query_row([], pair).optional())
+            .map_err(|e| explain("last", e))
+    }
+
+    fn begin(&mut self) -> Result<(), KvError> {
+        const DOING: &str = "begin";
+        if self.change != Change::No {
+            return Err(KvError::failed(DOING, Misuse::Nested));
+        }
+        self.db.prepare_cached("BEGIN IMMEDIATE").and_then(|mut s| s.execute([])).map_err(|e| explain(DOING, e))?;
+        self.change = Change::Open;
+        Ok(())
+    }
+
+    /// If it fails, take the transaction back; whether it is found after a power cut is then open.
+    fn commit(&mut self) -> Result<(), KvError> {
+        const DOING: &str = "commit";
+        self.writable(DOING)?;
+        let result = self.db.prepare_cached("COMMIT").and_then(|mut s| s.execute([]));
+        self.wrote(DOING, result)?;
+        self.change = Change::No;
+        self.commits += 1;
+        Ok(())
+    }
+
+    fn rollback(&mut self) -> Result<(), KvError> {
+        const DOING: &str = "rollback";
+        if self.change == Change::No {
+            return Err(KvError::failed(DOING, Misuse::NoTransaction));
+        }
+        if !self.db.is_autocommit() {
+            self.db.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).map_err(|e| explain(DOING, e))?;
+        }
+        self.change = Change::No;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_fails_and_the_transaction_can_only_be_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut kv, _) = SqliteKv::open(&dir.path().join("database.db"), Options::default()).unwrap();
+        kv.begin().unwrap();
+        kv.put(Table::Meta, b"before", b"1").unwrap();
+        kv.commit().unwrap();
+        let pages: i64 = kv.db.pragma_query_value(None, "page_count", |row| row.get(0)).unwrap();
+        kv.db.pragma_update_and_check(None, "max_page_count", pages + 4, |_| Ok(())).unwrap();
+        kv.begin().unwrap();
+        kv.put(Table::Meta, b"fits", b"1").unwrap();
+        let full = kv.put(Table::Meta, b"too much", &[1; 1 << 20]).unwrap_err();
+        assert!(!full.damaged, "{full:?}");
+        assert!(!kv.put(Table::Meta, b"more", b"1").unwrap_err().damaged);
+        assert!(!kv.commit().unwrap_err().damaged);
+        kv.rollback().unwrap();
+        assert_eq!(kv.get(Table::Meta, b"fits").unwrap(), None);
+        kv.begin().unwrap();
+        kv.put(Table::Meta, b"after", b"1").unwrap();
+        kv.commit().unwrap();
+        assert_eq!(kv.range(Table::Meta, b"", None, 9).unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_transaction_that_sqlite_gave_up_is_not_written_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut kv, _) = SqliteKv::open(&dir.path().join("database.db"), Options::default()).unwrap();
+        kv.begin().unwrap();
+        kv.put(Table::Meta, b"first", b"1").unwrap();
+        kv.db.execute_batch("ROLLBACK").unwrap();
+        assert!(kv.put(Table::Meta, b"second", b"2").is_err());
+        assert!(kv.commit().is_err());
+        kv.rollback().unwrap();
+        assert_eq!(kv.range(Table::Meta, b"", None, 9).unwrap(), []);
+    }
+
+    #[test]
+    fn settings_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let (kv, _) = SqliteKv::open(&dir.path().join("database.db"), Options { cache_bytes: 1 << 20 }).unwrap();
+        let number = |pragma| kv.db.pragma_query_value(None, pragma, |row| row.get::<_, i64>(0)).unwrap();
+        let cases = [("page_size", 8192), ("synchronous", 2), ("wal_autocheckpoint", 8000), ("cache_size", -1024)];
+        for (pragma, value) in cases {
+            assert_eq!(number(pragma), value, "{pragma}");
+        }
+    }
+}
