@@ -5,7 +5,12 @@
 //! caller.
 
 pub mod error;
+pub mod identity;
 pub mod message;
+pub mod tls;
 pub mod wire;
 
+pub use anabranch_domain::KeyFingerprint;
 pub use error::PeerError;
+pub use identity::{Identity, IdentityError};
+pub use tls::Pins;
