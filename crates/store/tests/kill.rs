@@ -1,4 +1,5 @@
 //! A process killed while it writes leaves a database that holds every commit that it was told of, whole.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! The database against plain maps, under operations at random; and what a copy of its files, whole or cut, opens to.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
 use std::fs;

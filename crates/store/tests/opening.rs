@@ -1,4 +1,5 @@
 //! Opening: what is made, what is refused, and how it is said.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::error::Error;
 use std::fs::{self, Permissions};
