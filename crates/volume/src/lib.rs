@@ -1,2 +1,3 @@
 //! The file system: scan, watch, metadata in full, race-free install; Linux and simulated.
 pub mod fs;
+pub mod linux;

@@ -1,0 +1,170 @@
+//! Mode, owners and extended attributes of a pinned entry.
+//!
+//! Carried are `user.*`, `security.NTACL` and the POSIX ACLs; nothing else is read, written or removed. What the pinned
+//! descriptor's own calls cannot do goes through its path in `/proc`, which leads to the pinned thing and not by names.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use anabranch_model::Attributes;
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Statx, Uid, XattrFlags};
+use rustix::io::Errno;
+use rustix::thread::CapabilitySet;
+
+use super::look;
+use super::open::{ProcPath, proc_path};
+use super::principals::Principals;
+
+const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
+const ACL_DEFAULT: &[u8] = b"system.posix_acl_default";
+const NTACL: &[u8] = b"security.NTACL";
+const USER: &[u8] = b"user.";
+
+/// The kernel's limit of one value (`XATTR_SIZE_MAX`) and of a list of names (`XATTR_LIST_MAX`).
+const XATTR_BYTES_MAX: usize = 64 * 1024;
+/// What is tried first.
+const XATTR_BYTES: usize = 1024;
+
+type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+
+/// May this process give files away?
+pub(super) fn may_give_away() -> bool {
+    rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::CHOWN))
+}
+
+/// Reads the attributes of a pinned file or directory; of a symlink only the owners (mode 0, no xattrs).
+pub(super) fn read(fd: BorrowedFd<'_>, principals: &Principals) -> io::Result<Attributes> {
+    let s = look::by_descriptor(fd)?;
+    let (mode, xattrs) = match file_type(&s)? {
+        FileType::Symlink => (0, Xattrs::new()),
+        kind => (permissions(&s), read_xattrs(&proc_path(fd), kind == FileType::Directory)?),
+    };
+    Ok(Attributes { mode, owner: principals.user(s.stx_uid)?, group: principals.group(s.stx_gid)?, xattrs })
+}
+
+/// Applies attributes to a pinned entry, and returns what is there afterwards. See [`crate::fs::Fs::write_attributes`].
+pub(super) fn write(
+    fd: BorrowedFd<'_>,
+    wanted: &Attributes,
+    principals: &Principals,
+    owners: bool,
+) -> io::Result<Attributes> {
+    let before = look::by_descriptor(fd)?;
+    let kind = file_type(&before)?;
+    write_owners(fd, &before, wanted, principals, owners)?;
+    if kind != FileType::Symlink {
+        let path = proc_path(fd);
+        let now = read_xattrs(&path, kind == FileType::Directory)?;
+        let is_acl = |name: &[u8]| name == ACL_ACCESS || name == ACL_DEFAULT;
+        write_xattrs(&path, &now, wanted, is_acl)?;
+        write_mode(fd, &path, wanted.mode)?;
+        write_xattrs(&path, &now, wanted, |name| name.starts_with(USER))?;
+        write_xattrs(&path, &now, wanted, |name| name == NTACL)?;
+    }
+    read(fd, principals)
+}
+
+/// What can carry attributes; sockets, devices and FIFOs are left alone.
+fn file_type(s: &Statx) -> io::Result<FileType> {
+    match FileType::from_raw_mode(u32::from(s.stx_mode)) {
+        kind @ (FileType::RegularFile | FileType::Directory | FileType::Symlink) => Ok(kind),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "neither file, directory nor symlink")),
+    }
+}
+
+fn permissions(s: &Statx) -> u32 {
+    u32::from(s.stx_mode) & 0o7777
+}
+
+/// Owner and group, where they differ. Without the capability the owner stays, and the group changes only to one of
+/// the process's own.
+fn write_owners(
+    fd: BorrowedFd<'_>,
+    before: &Statx,
+    wanted: &Attributes,
+    principals: &Principals,
+    owners: bool,
+) -> io::Result<()> {
+    let user = principals.user_number(&wanted.owner)?;
+    let group = principals.group_number(&wanted.group)?;
+    // The highest number means "leave as it is" to the kernel, and belongs to nobody.
+    let user = (owners && user != before.stx_uid && user != u32::MAX).then(|| Uid::from_raw(user));
+    let group = (group != before.stx_gid && group != u32::MAX).then(|| Gid::from_raw(group));
+    if user.is_none() && group.is_none() {
+        return Ok(());
+    }
+    held(rustix::fs::chownat(fd, c"", user, group, AtFlags::EMPTY_PATH))
+}
+
+/// The mode, after owner and ACL, since both may take set-id bits away and an ACL sets the permission bits. Where ACL
+/// and mode disagree (two users changed them on different members), the mode has the last word: the kernel fits the
+/// ACL's owner, mask and other entries to it.
+fn write_mode(fd: BorrowedFd<'_>, path: &ProcPath, mode: u32) -> io::Result<()> {
+    let mode = mode & 0o7777;
+    if permissions(&look::by_descriptor(fd)?) == mode {
+        return Ok(());
+    }
+    held(rustix::fs::chmodat(CWD, path.path(), Mode::from_raw_mode(mode), AtFlags::empty()))
+}
+
+/// Brings the carried xattrs that `which` names from `now` to what is wanted.
+fn write_xattrs(path: &ProcPath, now: &Xattrs, wanted: &Attributes, which: impl Fn(&[u8]) -> bool) -> io::Result<()> {
+    for name in now.keys().filter(|name| which(name) && !wanted.xattrs.contains_key(*name)) {
+        match rustix::fs::removexattr(path.path(), &**name) {
+            Err(Errno::NODATA) => {}
+            done => held(done)?,
+        }
+    }
+    for (name, value) in wanted.xattrs.iter().filter(|(name, _)| which(name)) {
+        if now.get(name) != Some(value) {
+            held(rustix::fs::setxattr(path.path(), &**name, value, XattrFlags::empty()))?;
+        }
+    }
+    Ok(())
+}
+
+/// A part that this process or file system cannot hold is left out; the reading back shows it. A full disk or a broken
+/// one is an error.
+fn held(done: rustix::io::Result<()>) -> io::Result<()> {
+    match done {
+        // `EINVAL`: an owner that the user namespace does not map, an ACL on what takes none.
+        Ok(()) | Err(Errno::PERM | Errno::ACCESS | Errno::OPNOTSUPP | Errno::INVAL) => Ok(()),
+        Err(e) => Err(e.into()),
+    }
+}
+
+fn is_carried(name: &[u8], directory: bool) -> bool {
+    name == ACL_ACCESS || (directory && name == ACL_DEFAULT) || name == NTACL || name.starts_with(USER)
+}
+
+fn read_xattrs(path: &ProcPath, directory: bool) -> io::Result<Xattrs> {
+    let mut xattrs = Xattrs::new();
+    let names = match grown(|buffer| rustix::fs::listxattr(path.path(), buffer)) {
+        Err(Errno::OPNOTSUPP) => return Ok(xattrs),
+        other => other?,
+    };
+    for name in names.split(|b| *b == 0).filter(|name| is_carried(name, directory)) {
+        match grown(|buffer| rustix::fs::getxattr(path.path(), name, buffer)) {
+            Ok(value) => xattrs.insert(name.into(), value.into()),
+            // Removed since it was listed; or listed, and yet not readable by this process at all.
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => None,
+            Err(e) => return Err(e.into()),
+        };
+    }
+    Ok(xattrs)
+}
+
+/// Calls with a buffer that may be too small, and then with the largest that there is.
+fn grown(call: impl Fn(&mut [u8]) -> rustix::io::Result<usize>) -> rustix::io::Result<Vec<u8>> {
+    let mut buffer = vec![0; XATTR_BYTES];
+    let length = match call(&mut buffer) {
+        Err(Errno::RANGE) => {
+            buffer.resize(XATTR_BYTES_MAX, 0);
+            call(&mut buffer)?
+        }
+        other => other?,
+    };
+    buffer.truncate(length);
+    Ok(buffer)
+}
