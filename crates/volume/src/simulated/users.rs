@@ -1,0 +1,548 @@
+//! What people's programs do on a simulated disk: by path, at any moment, in the middle of a member's calls too.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use anabranch_model::{Attributes, Timestamp};
+
+use super::disk::{Data, Disk, Inode, ROOT, error};
+use super::{SimClock, SimFs};
+use crate::fs::Kind;
+
+/// Content of a file, or a symlink's target. Cheap to clone; compares by kind and bytes.
+#[derive(Clone, Debug)]
+pub struct Thing {
+    link: bool,
+    data: Arc<Data>,
+}
+
+impl Thing {
+    /// A file's content.
+    #[must_use]
+    pub fn file(bytes: &[u8]) -> Self {
+        Self { link: false, data: Arc::new(Data::full(bytes.to_vec())) }
+    }
+
+    /// A symlink's target.
+    #[must_use]
+    pub fn link(target: &[u8]) -> Self {
+        Self { link: true, data: Arc::new(Data::full(target.to_vec())) }
+    }
+
+    pub(super) fn of(inode: &Inode) -> Option<Self> {
+        let link = match inode.kind {
+            Kind::File => false,
+            Kind::Symlink => true,
+            Kind::Directory | Kind::Other => return None,
+        };
+        Some(Self { link, data: Arc::clone(&inode.now.data) })
+    }
+
+    /// The bytes.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        &self.data.bytes
+    }
+
+    /// Is it a symlink's target?
+    #[must_use]
+    pub fn is_link(&self) -> bool {
+        self.link
+    }
+}
+
+impl PartialEq for Thing {
+    fn eq(&self, other: &Self) -> bool {
+        self.link == other.link && (Arc::ptr_eq(&self.data, &other.data) || self.data.bytes == other.data.bytes)
+    }
+}
+impl Eq for Thing {}
+impl PartialOrd for Thing {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Thing {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.link, &self.data.bytes).cmp(&(other.link, &other.data.bytes))
+    }
+}
+
+/// What a user did with content, in order; for whoever checks that nothing is lost.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Deed {
+    /// Finished writing this at the path (as it was when opened).
+    Finished {
+        /// From the root.
+        path: Vec<u8>,
+        /// What the file or symlink holds.
+        content: Thing,
+    },
+    /// Replaced, changed or removed what was there, having had it before the eyes.
+    Ended {
+        /// From the root.
+        path: Vec<u8>,
+        /// What was there.
+        content: Thing,
+    },
+}
+
+/// How a user opens a file for writing. A file that is not there is made, but for `Update`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mode {
+    /// `O_TRUNC`.
+    Truncate,
+    /// `O_APPEND`.
+    Append,
+    /// In place.
+    Update,
+}
+
+/// A file that a user holds open for writing.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct UserHandle(u64);
+
+#[derive(Debug)]
+pub(super) struct UserOpen {
+    pub(super) inode: u64,
+    /// False while the open waits for a lease to go.
+    pub(super) opened: bool,
+    path: Vec<u8>,
+    mode: Mode,
+    wrote: bool,
+    todo: Vec<Step>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Put { offset: Option<usize>, bytes: Vec<u8>, stamps: bool },
+    Close,
+}
+
+/// One entry of a tree.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TreeEntry {
+    /// What it is.
+    pub kind: Kind,
+    /// What a file or symlink holds.
+    pub content: Option<Thing>,
+    /// Mode, owners, xattrs.
+    pub attributes: Arc<Attributes>,
+    /// Last change of data.
+    pub mtime: Timestamp,
+}
+
+/// A tree by path from the root.
+pub type Tree = BTreeMap<Vec<u8>, TreeEntry>;
+
+impl Disk {
+    /// Finds the directory and the last name of a path. No symlink is followed; the private directory is closed to
+    /// users.
+    fn resolve<'p>(&self, path: &'p [u8]) -> io::Result<(u64, &'p [u8])> {
+        let mut dir = ROOT;
+        let mut parts = path.split(|&b| b == b'/');
+        let mut name = parts.next().unwrap_or_default();
+        if name == PRIVATE {
+            return Err(error(libc::EACCES));
+        }
+        for next in parts {
+            dir = self.existing(dir, name)?;
+            match self.inode(dir)?.kind {
+                Kind::Directory => {}
+                Kind::Symlink => return Err(error(libc::ELOOP)),
+                Kind::File | Kind::Other => return Err(error(libc::ENOTDIR)),
+            }
+            name = next;
+        }
+        Ok((dir, name))
+    }
+
+    fn lookup(&self, path: &[u8]) -> io::Result<u64> {
+        let (dir, name) = self.resolve(path)?;
+        self.existing(dir, name)
+    }
+
+    fn end(&mut self, path: &[u8], number: u64) {
+        if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
+            self.deeds.push(Deed::Ended { path: path.to_vec(), content });
+        }
+    }
+
+    fn finish(&mut self, path: &[u8], number: u64) {
+        if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
+            self.deeds.push(Deed::Finished { path: path.to_vec(), content });
+        }
+    }
+
+    fn user_open(&mut self, path: &[u8], mode: Mode) -> io::Result<UserHandle> {
+        let (dir, name) = self.resolve(path)?;
+        let inode = match self.entry(dir, name)? {
+            Some(number) => match self.inode(number)?.kind {
+                Kind::File => number,
+                Kind::Directory => return Err(error(libc::EISDIR)),
+                Kind::Symlink => return Err(error(libc::ELOOP)),
+                Kind::Other => return Err(error(libc::ENXIO)),
+            },
+            None if mode == Mode::Update => return Err(error(libc::ENOENT)),
+            None => {
+                let attributes = self.default_attributes(0o644, self.config.user);
+                self.put_new(dir, name, |disk| disk.add_inode(Kind::File, attributes, Arc::clone(&disk.no_data)))?
+            }
+        };
+        self.next_handle += 1;
+        let id = self.next_handle;
+        let found = self.inode_mut(inode)?;
+        found.opens += 1;
+        let waits = found.lease.is_some();
+        if waits {
+            found.waiting.push(id);
+        }
+        let open = UserOpen { inode, opened: false, path: path.to_vec(), mode, wrote: false, todo: Vec::new() };
+        self.users.insert(id, open);
+        if !waits {
+            self.finish_open(id);
+        }
+        Ok(UserHandle(id))
+    }
+
+    /// The open takes effect: on the inode that was looked up, wherever its name is by now.
+    pub(super) fn finish_open(&mut self, id: u64) {
+        let Some(user) = self.users.get_mut(&id) else { return };
+        user.opened = true;
+        let (number, mode, todo) = (user.inode, user.mode, std::mem::take(&mut user.todo));
+        if let Ok(inode) = self.inode_mut(number) {
+            inode.writers += 1;
+        }
+        if mode == Mode::Truncate {
+            self.user_change(id, true, |data| data.resize(0));
+        }
+        for step in todo {
+            self.user_step(id, step);
+        }
+    }
+
+    fn user_change(&mut self, id: u64, stamps: bool, change: impl FnOnce(&mut Data)) {
+        let Some(user) = self.users.get_mut(&id) else { return };
+        let (number, path, first) = (user.inode, user.path.clone(), !user.wrote);
+        user.wrote = true;
+        // An empty file that was only just made is nothing that anybody had seen.
+        if first && self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) {
+            self.end(&path, number);
+        }
+        // The inode is there as long as the handle is.
+        let _ = self.change_data(number, true, stamps, change);
+        if stamps {
+            self.hint_inode(number, false);
+        }
+    }
+
+    fn user_step(&mut self, id: u64, step: Step) {
+        let Some(user) = self.users.get_mut(&id) else { return };
+        if !user.opened {
+            user.todo.push(step);
+            return;
+        }
+        let append = user.mode == Mode::Append;
+        match step {
+            Step::Put { offset, bytes, stamps } => self.user_change(id, stamps, |data| {
+                let at = if append { data.bytes.len() } else { offset.unwrap_or(data.bytes.len()) };
+                data.write(&bytes, at);
+            }),
+            Step::Close => {
+                if let Some(user) = self.users.remove(&id) {
+                    if user.wrote {
+                        self.finish(&user.path, user.inode);
+                    }
+                    self.close(user.inode, true);
+                }
+            }
+        }
+    }
+
+    fn remove_all(&mut self, path: &[u8]) -> io::Result<()> {
+        let (dir, name) = self.resolve(path)?;
+        let number = self.existing(dir, name)?;
+        if self.inode(number)?.kind != Kind::Directory {
+            self.end(path, number);
+            return self.remove(dir, name, false).map(drop);
+        }
+        let names: Vec<_> = self.inode(number)?.entries.keys().cloned().collect();
+        for child in names {
+            self.remove_all(&[path, b"/", &child].concat())?;
+        }
+        self.remove(dir, name, true).map(drop)
+    }
+
+    fn set_attributes(&mut self, path: &[u8], change: impl FnOnce(&mut Attributes)) -> io::Result<()> {
+        let number = self.lookup(path)?;
+        let inode = self.inode_mut(number)?;
+        change(Arc::make_mut(&mut inode.now.attributes));
+        self.touch(number, false)?;
+        self.hint_inode(number, false);
+        Ok(())
+    }
+
+    fn tree_of(&self, root: u64) -> Tree {
+        let mut tree = Tree::new();
+        self.walk(root, &mut Vec::new(), &mut |number, path| {
+            if root == ROOT && path.starts_with(PRIVATE) && matches!(path.get(PRIVATE.len()), None | Some(b'/')) {
+                return;
+            }
+            if let Ok(inode) = self.inode(number) {
+                let entry = TreeEntry {
+                    kind: inode.kind,
+                    content: Thing::of(inode),
+                    attributes: Arc::clone(&inode.now.attributes),
+                    mtime: inode.now.mtime,
+                };
+                tree.insert(path.to_vec(), entry);
+            }
+        });
+        tree
+    }
+}
+
+/// The program's own directory in the root (design, section 9).
+const PRIVATE: &[u8] = b".anabranch";
+
+/// Paths are bytes from the root, without a slash in front.
+impl SimFs {
+    /// Opens for writing. Where the member has a lease on the file, the open waits and takes effect when it goes:
+    /// writes and the close are kept until then, as a process would be that is stopped in `open`.
+    ///
+    /// # Errors
+    /// As the system call; the same holds for all that users do.
+    pub fn user_open(&self, path: &[u8], mode: Mode) -> io::Result<UserHandle> {
+        self.disk().user_open(path, mode)
+    }
+
+    /// Does the open still wait for a lease?
+    #[must_use]
+    pub fn user_waits(&self, handle: UserHandle) -> bool {
+        self.disk().users.get(&handle.0).is_some_and(|u| !u.opened)
+    }
+
+    /// Writes at an offset; `None` is at the end.
+    pub fn user_put(&self, handle: UserHandle, offset: Option<usize>, bytes: &[u8]) {
+        let step = Step::Put { offset, bytes: bytes.to_vec(), stamps: true };
+        self.disk().user_step(handle.0, step);
+    }
+
+    /// Stores through a shared mapping: the bytes change, and no stamp does, and no watcher hears of it.
+    pub fn user_store(&self, handle: UserHandle, offset: usize, bytes: &[u8]) {
+        let step = Step::Put { offset: Some(offset), bytes: bytes.to_vec(), stamps: false };
+        self.disk().user_step(handle.0, step);
+    }
+
+    /// Closes (and unmaps).
+    pub fn user_close(&self, handle: UserHandle) {
+        self.disk().user_step(handle.0, Step::Close);
+    }
+
+    /// Files that users hold open, or wait for.
+    #[must_use]
+    pub fn users_open(&self) -> usize {
+        self.disk().users.len()
+    }
+
+    /// Makes or overwrites a file, and closes it.
+    ///
+    /// # Errors
+    /// As [`Self::user_open`]; the same holds for all below.
+    pub fn write(&self, path: &[u8], bytes: &[u8]) -> io::Result<()> {
+        self.whole(path, Mode::Truncate, bytes)
+    }
+
+    /// Appends to a file, and closes it.
+    pub fn append(&self, path: &[u8], bytes: &[u8]) -> io::Result<()> {
+        self.whole(path, Mode::Append, bytes)
+    }
+
+    fn whole(&self, path: &[u8], mode: Mode, bytes: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let handle = disk.user_open(path, mode)?;
+        // Not even an empty write: the truncation, or nothing, is what changes then.
+        if !bytes.is_empty() {
+            disk.user_step(handle.0, Step::Put { offset: None, bytes: bytes.to_vec(), stamps: true });
+        } else if let Some(user) = disk.users.get_mut(&handle.0) {
+            user.wrote |= mode == Mode::Truncate;
+        }
+        disk.user_step(handle.0, Step::Close);
+        Ok(())
+    }
+
+    /// Renames, replacing what is there.
+    pub fn rename(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let (one, other) = (disk.resolve(from)?, disk.resolve(to)?);
+        let number = disk.existing(one.0, one.1)?;
+        let victim = disk.entry(other.0, other.1)?.filter(|&v| v != number);
+        let lost = victim.and_then(|v| disk.inode(v).ok().and_then(Thing::of));
+        disk.rename(one, other, true)?;
+        if let Some(content) = lost {
+            disk.deeds.push(Deed::Ended { path: to.to_vec(), content });
+        }
+        Ok(())
+    }
+
+    /// Exchanges two entries.
+    pub fn swap(&self, one: &[u8], other: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let (a, b) = (disk.resolve(one)?, disk.resolve(other)?);
+        disk.exchange(a, b)
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, path: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let (dir, name) = disk.resolve(path)?;
+        let attributes = disk.default_attributes(0o755, disk.config.user);
+        disk.put_new(dir, name, |disk| disk.add_inode(Kind::Directory, attributes, Arc::clone(&disk.no_data)))?;
+        Ok(())
+    }
+
+    /// Makes a symlink.
+    pub fn symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let (dir, name) = disk.resolve(path)?;
+        let attributes = disk.default_attributes(0o777, disk.config.user);
+        let data = Arc::new(Data::full(target.to_vec()));
+        let number = disk.put_new(dir, name, |disk| disk.add_inode(Kind::Symlink, attributes, data))?;
+        if let Ok(inode) = disk.inode_mut(number) {
+            inode.by_user = true;
+        }
+        disk.finish(path, number);
+        Ok(())
+    }
+
+    /// Makes a hard link.
+    pub fn link(&self, from: &[u8], to: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let number = disk.lookup(from)?;
+        if disk.inode(number)?.kind == Kind::Directory {
+            return Err(error(libc::EPERM));
+        }
+        let (dir, name) = disk.resolve(to)?;
+        disk.add_link(dir, name, number)
+    }
+
+    /// Removes a file, a symlink or an empty directory.
+    pub fn remove(&self, path: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let (dir, name) = disk.resolve(path)?;
+        let number = disk.existing(dir, name)?;
+        let directory = disk.inode(number)?.kind == Kind::Directory;
+        let content = disk.inode(number).ok().and_then(Thing::of);
+        disk.remove(dir, name, directory)?;
+        if let Some(content) = content {
+            disk.deeds.push(Deed::Ended { path: path.to_vec(), content });
+        }
+        Ok(())
+    }
+
+    /// Removes a directory with all that is in it.
+    pub fn remove_tree(&self, path: &[u8]) -> io::Result<()> {
+        self.disk().remove_all(path)
+    }
+
+    /// Sets permission bits.
+    pub fn chmod(&self, path: &[u8], mode: u32) -> io::Result<()> {
+        self.disk().set_attributes(path, |a| a.mode = mode & 0o7777)
+    }
+
+    /// Sets the owner and the group.
+    pub fn chown(&self, path: &[u8], owner: u32, group: u32) -> io::Result<()> {
+        let mut disk = self.disk();
+        let (owner, group) = (disk.owner(owner), disk.owner(group));
+        disk.set_attributes(path, |a| (a.owner, a.group) = (owner, group))
+    }
+
+    /// Sets an extended attribute, or removes it.
+    pub fn setxattr(&self, path: &[u8], name: &[u8], value: Option<&[u8]>) -> io::Result<()> {
+        self.disk().set_attributes(path, |a| {
+            match value {
+                Some(value) => a.xattrs.insert(name.into(), value.into()),
+                None => a.xattrs.remove(name),
+            };
+        })
+    }
+
+    /// Sets the modification time; `None` is now.
+    pub fn touch(&self, path: &[u8], mtime: Option<Timestamp>) -> io::Result<()> {
+        let mut disk = self.disk();
+        let number = disk.lookup(path)?;
+        let time = mtime.unwrap_or_else(|| SimClock::timestamp(disk.clock.nanoseconds()));
+        disk.touch(number, false)?;
+        disk.inode_mut(number)?.now.mtime = time;
+        disk.hint_inode(number, false);
+        Ok(())
+    }
+
+    /// Mounts something over a directory, or takes it away again.
+    pub fn mount_over(&self, path: &[u8], mounted: bool) -> io::Result<()> {
+        let mut disk = self.disk();
+        let number = disk.lookup(path)?;
+        disk.inode_mut(number)?.foreign = mounted;
+        Ok(())
+    }
+
+    /// Makes one user's file durable, as a program does that calls `fsync`: data, and the names above it.
+    pub fn user_sync(&self, path: &[u8]) -> io::Result<()> {
+        let mut disk = self.disk();
+        let number = disk.lookup(path)?;
+        disk.sync_inode(number);
+        let mut at = number;
+        while let Some((dir, _)) = disk.inode(at)?.place.clone() {
+            disk.sync_names(dir);
+            at = dir;
+        }
+        Ok(())
+    }
+
+    /// What a file holds, or where a symlink points.
+    pub fn read(&self, path: &[u8]) -> io::Result<Thing> {
+        let disk = self.disk();
+        Thing::of(disk.inode(disk.lookup(path)?)?).ok_or_else(|| error(libc::EISDIR))
+    }
+
+    /// Is anything at this path?
+    #[must_use]
+    pub fn exists(&self, path: &[u8]) -> bool {
+        self.disk().lookup(path).is_ok()
+    }
+
+    /// Names in a directory of the tree, ascending; the empty path is the root, whose private directory is left out.
+    pub fn names(&self, path: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+        let disk = self.disk();
+        let number = if path.is_empty() { ROOT } else { disk.lookup(path)? };
+        let inode = disk.inode(number)?;
+        if inode.kind != Kind::Directory {
+            return Err(error(libc::ENOTDIR));
+        }
+        let hidden = |name: &[u8]| number == ROOT && name == PRIVATE;
+        Ok(inode.entries.keys().filter(|n| !hidden(n)).map(|n| n.to_vec()).collect())
+    }
+
+    /// The whole tree without the program's own directory.
+    #[must_use]
+    pub fn tree(&self) -> Tree {
+        self.disk().tree_of(ROOT)
+    }
+
+    /// The program's own directory: paths are from there.
+    #[must_use]
+    pub fn private_tree(&self) -> Tree {
+        let disk = self.disk();
+        match disk.entry(ROOT, PRIVATE) {
+            Ok(Some(private)) => disk.tree_of(private),
+            Ok(None) | Err(_) => Tree::new(),
+        }
+    }
+
+    /// What users did with content since this was last asked, in order.
+    #[must_use]
+    pub fn take_deeds(&self) -> Vec<Deed> {
+        std::mem::take(&mut self.disk().deeds)
+    }
+}
