@@ -1,3 +1,4 @@
 //! The file system: scan, watch, metadata in full, race-free install; Linux and simulated.
 pub mod fs;
 pub mod linux;
+pub mod simulated;
