@@ -1,6 +1,15 @@
-//! What a peer can do wrong. Such an error closes the link and says which rule was broken; it never harms the folder.
+//! What a peer can do wrong, and why a link does not come about.
+//!
+//! A [`PeerError`] closes the link and says which rule was broken; it never harms the folder.
+
+use std::io;
+use std::time::Duration;
 
 use anabranch_model::FolderId;
+use rustls::AlertDescription;
+
+use crate::KeyFingerprint;
+use crate::tls::KeyNotPinned;
 
 /// The peer broke a rule of the protocol.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -60,5 +69,89 @@ impl PeerError {
     #[must_use]
     pub fn is_harmless(&self) -> bool {
         matches!(self, Self::Unknown { .. })
+    }
+}
+
+/// A link, or a request to join, did not come about.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot link with {address}")]
+pub struct LinkError {
+    /// The peer's address, as it was given or seen.
+    pub address: String,
+    /// Why.
+    #[source]
+    pub cause: LinkCause,
+}
+
+/// Why a link did not come about.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkCause {
+    /// The name has no address.
+    #[error("the name cannot be resolved")]
+    Resolve(#[source] io::Error),
+    /// Nobody listens there, or the network does not reach it.
+    #[error("no connection")]
+    Connect(#[source] io::Error),
+    /// It took too long.
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    Timeout(Duration),
+    /// The peer has shown another key than ours let in.
+    #[error("the peer has another key: {0}")]
+    Key(KeyNotPinned),
+    /// The peer does not let in our key.
+    #[error("the peer does not know our key {own}")]
+    KeyRefused {
+        /// Our key.
+        own: KeyFingerprint,
+    },
+    /// The peer refused in words.
+    #[error("refused: {reason}")]
+    Refused {
+        /// The peer's words.
+        reason: String,
+    },
+    /// TLS failed in another way.
+    #[error("TLS failed")]
+    Tls(#[source] rustls::Error),
+    /// The peer broke a rule.
+    #[error("the peer broke a rule")]
+    Peer(#[from] PeerError),
+    /// The connection broke.
+    #[error("the connection broke")]
+    Io(#[source] io::Error),
+    /// Too many of that key's connections are waiting for their other lane.
+    #[error("too many connections without their second lane")]
+    Halves,
+    /// The two connections of one link do not fit together.
+    #[error("both connections of the link are the same lane")]
+    Lanes,
+}
+
+impl From<io::Error> for LinkCause {
+    /// Takes out what TLS and the pins have to say.
+    fn from(error: io::Error) -> Self {
+        match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(tls) => KeyNotPinned::within(tls).map_or_else(|| Self::Tls(tls.clone()), Self::Key),
+            None => Self::Io(error),
+        }
+    }
+}
+
+impl LinkCause {
+    /// Puts a peer's TLS alert about our certificate into words.
+    pub(crate) fn of_dialing(self, own: KeyFingerprint) -> Self {
+        match self {
+            Self::Tls(rustls::Error::AlertReceived(
+                AlertDescription::CertificateUnknown
+                | AlertDescription::AccessDenied
+                | AlertDescription::BadCertificate
+                | AlertDescription::UnknownCA,
+            )) => Self::KeyRefused { own },
+            other => other,
+        }
+    }
+
+    pub(crate) fn with(self, address: impl Into<String>) -> LinkError {
+        LinkError { address: address.into(), cause: self }
     }
 }

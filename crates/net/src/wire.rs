@@ -8,8 +8,9 @@
 //! | 2 | version of the protocol, 1: another one is refused with an error that names both |
 //! | 4, n | frames, each its length n (at most [`MESSAGE_BYTES_MAX`]) and that many bytes: one protobuf message `Envelope` |
 //!
-//! All that goes over a connection after the first six bytes is frames. The first of the dialing side is the preface
-//! ([`crate::link`]), all others are envelopes. A frame of length 0 is the keep-alive (kind 0, no folder, no body).
+//! All that goes over a connection after the first six bytes is frames. The first one of each side belongs to the
+//! greeting ([`crate::greeting`]), all others are envelopes. A frame of length 0 is the keep-alive (kind 0, no folder,
+//! no body).
 //!
 //! `Envelope`: 1 folder id (16 bytes), 2 kind (number), 3 body (a message). In the bodies a *replica* is 16 bytes, a
 //! *version* or *UID* is replica and sequence (24 bytes), a *hash* 32 bytes. *Knowledge* is: 1 replicas (16 bytes each,
@@ -38,7 +39,7 @@
 //! Unknown fields are ignored, unknown kinds are [`PeerError::Unknown`]. Decoders take any bytes: limits are checked
 //! before anything is allocated.
 
-mod proto;
+pub(crate) mod proto;
 #[cfg(test)]
 mod tests;
 
@@ -413,7 +414,7 @@ fn distinct<T: Ord>(values: impl Iterator<Item = T>, what: &'static str) -> Resu
 }
 
 /// Cuts a text at the end of a character.
-fn cut(mut text: String, bytes_max: usize) -> String {
+pub(crate) fn cut(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
         let end = (0..=bytes_max).rev().find(|&at| text.is_char_boundary(at)).unwrap_or(0);
         text.truncate(end);

@@ -227,7 +227,7 @@ pub(super) struct Held {
 
 /// How often a field may come, and how long it may be where it has a length.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Limit {
+pub(crate) struct Limit {
     field: u32,
     what: &'static str,
     count: usize,
@@ -236,12 +236,12 @@ pub(super) struct Limit {
 }
 
 /// A number.
-const fn number(field: u32, what: &'static str) -> Limit {
+pub(crate) const fn number(field: u32, what: &'static str) -> Limit {
     Limit { field, what, count: 1, bytes: 0, inside: &[] }
 }
 
 /// Bytes or text of at most `bytes`.
-const fn bytes(field: u32, what: &'static str, bytes: usize) -> Limit {
+pub(crate) const fn bytes(field: u32, what: &'static str, bytes: usize) -> Limit {
     Limit { field, what, count: 1, bytes, inside: &[] }
 }
 
@@ -326,7 +326,7 @@ pub(super) const HELD: &[Limit] = &[bytes(1, "the list of UIDs", 24 * WANTS_MAX)
 /// # Errors
 /// [`PeerError::TooMany`], [`PeerError::TooLong`], [`PeerError::Twice`], [`PeerError::Malformed`]. What this lets
 /// through may still be no message.
-pub(super) fn check(mut input: &[u8], limits: &[Limit]) -> Result<(), PeerError> {
+pub(crate) fn check(mut input: &[u8], limits: &[Limit]) -> Result<(), PeerError> {
     // No message has more fields than this; `field_tables_fit` tests it.
     let mut counts = [0usize; FIELDS_MAX];
     while !input.is_empty() {
