@@ -1,0 +1,379 @@
+//! Passes (design, section 6): rows served to a downstream partner, and an upstream's rows taken in as one step.
+//!
+//! Owns the tables Aside and Cursors. What lies aside is not shown, not resolved, not served. Must never let knowledge
+//! cover a row that was not merged.
+
+use anabranch_model::codec::{Dictionary, Reader, Writer, encode_attributes, encode_record};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId};
+
+use crate::dictionary::split_head;
+use crate::keys;
+use crate::kv::{Kv, KvError, Table, after_prefix};
+use crate::records::Records;
+use crate::rules::{Case, Rule, Taken, broken, live_by_record, merge_records};
+
+/// Rows read at a time.
+const CHUNK: usize = 256;
+/// The most rows that one page looks at, skipped ones included: a page must not take long, whatever it skips.
+const ROWS_LOOKED_AT_MAX: usize = 65_536;
+
+/// Rows of one pass.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PageOut {
+    /// What the rows name.
+    pub dictionary: Dictionary,
+    /// Encoded records, ascending by change number.
+    pub rows: Vec<Vec<u8>>,
+    /// All rows up to this number were looked at.
+    pub through: ChangeNumber,
+    /// Where no row is beyond `through`: the knowledge here, of the same transaction.
+    pub complete: Option<Knowledge>,
+}
+
+/// How far a replica is with one replica id of an upstream.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct PassState {
+    /// All rows up to this number were taken in.
+    pub cursor: ChangeNumber,
+    /// Rows up to this number were taken in or lie aside.
+    pub reached: ChangeNumber,
+}
+
+/// How many facets were of which case, and what lost.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TakenCounts {
+    /// Records taken in.
+    pub records: u64,
+    /// Of them, records that changed something here.
+    pub changed: u64,
+    /// Facets that there were none of here.
+    pub new: u64,
+    /// Case 1.
+    pub old: u64,
+    /// Case 2.
+    pub descendants: u64,
+    /// Case 3.
+    pub equal: u64,
+    /// Case 4.
+    pub concurrent: u64,
+    /// Numbers used twice.
+    pub twice: u64,
+    /// Contents here that lost unseen.
+    pub lost_contents: u64,
+    /// Attributes here that lost unseen.
+    pub lost_attributes: u64,
+}
+
+impl TakenCounts {
+    /// Counts one record in.
+    pub fn count(&mut self, taken: &Taken) {
+        self.records += 1;
+        self.changed += u64::from(taken.changed);
+        self.lost_contents += u64::from(taken.lost_content.is_some());
+        self.lost_attributes += u64::from(taken.lost_attributes.is_some());
+        for case in [Some(taken.placement), taken.content, taken.attributes].into_iter().flatten() {
+            match case {
+                Case::New => self.new += 1,
+                Case::Old => self.old += 1,
+                Case::Descendant => self.descendants += 1,
+                Case::Equal => self.equal += 1,
+                Case::Concurrent { .. } => self.concurrent += 1,
+                Case::Twice { .. } => self.twice += 1,
+            }
+        }
+    }
+}
+
+/// How a pass ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PassEnd {
+    /// It was taken in.
+    Complete(TakenCounts),
+    /// It carries a time too far ahead of the clock here: nothing was taken in, and nothing moved (design, section 4).
+    AheadOfClock {
+        /// That time.
+        clock: Hlc,
+    },
+}
+
+/// A row of Cursors.
+#[derive(Clone, Copy, Default)]
+struct Cursor {
+    state: PassState,
+    /// No clock that lies aside is later.
+    clock: Hlc,
+}
+
+impl<K: Kv> Records<K> {
+    /// A page of rows above `after` for a partner that knows `partner_known`, of about `bytes_max` bytes (one row may pass
+    /// it; the dictionary's attribute values count). A row is skipped only if the partner knows all its versions and no
+    /// facet of it was merged since its author wrote it.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn page(&self, after: ChangeNumber, partner_known: &Knowledge, bytes_max: usize) -> Result<PageOut, KvError> {
+        let mut out = PageOut { through: after, ..PageOut::default() };
+        let (mut bytes, mut looked_at) = (0, 0);
+        loop {
+            let from = keys::change(ChangeNumber(out.through.0.saturating_add(1)));
+            let changes = self.kv.range(Table::Changes, &from, None, CHUNK)?;
+            if changes.is_empty() || broken(Rule::APassEndsWhereNothingIsNewer) && bytes >= bytes_max {
+                out.through = out.through.max(self.counters.number);
+                out.complete = Some(self.known.clone());
+                return Ok(out);
+            }
+            for (key, uid) in changes {
+                if bytes >= bytes_max && !broken(Rule::APassEndsWhereNothingIsNewer) || looked_at >= ROWS_LOOKED_AT_MAX
+                {
+                    return Ok(out);
+                }
+                let value = self.kv.get(Table::Records, &uid)?;
+                let value = value.ok_or_else(|| KvError::damaged("read a page", "a change has no record"))?;
+                let (_, record) = self.numbers.decode(&self.kv, &value)?;
+                out.through = ChangeNumber(split_head(&key)?.0);
+                looked_at += 1;
+                let merged = record.written().any(|w| w.merged) && !broken(Rule::AMergedRowIsNotSkipped);
+                if merged || !record.versions().all(|version| partner_known.covers(version)) {
+                    let known = out.dictionary.attributes.len();
+                    let row = encode_record(&record, &mut out.dictionary);
+                    bytes += row.len();
+                    let new = out.dictionary.attributes.get(known..).unwrap_or_default();
+                    bytes += new.iter().map(|value| encode_attributes(value).len()).sum::<usize>();
+                    out.rows.push(row);
+                }
+            }
+        }
+    }
+
+    /// Merges a partner's record with what is here.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn take_in(&mut self, remote: Record) -> Result<Taken, KvError> {
+        let taken = self.merge_in(remote)?;
+        self.settle()?;
+        Ok(taken)
+    }
+
+    fn merge_in(&mut self, remote: Record) -> Result<Taken, KvError> {
+        self.counters.clock = self.counters.clock.max(remote.clock());
+        let uid = remote.uid;
+        let Some((number, local)) = self.row(uid)? else {
+            let taken = Taken {
+                uid,
+                placement: Case::New,
+                content: remote.content.as_ref().map(|_| Case::New),
+                attributes: remote.attributes.as_ref().map(|_| Case::New),
+                changed: true,
+                lost_content: None,
+                lost_attributes: None,
+            };
+            self.replace(uid, None, Some(remote), true)?;
+            return Ok(taken);
+        };
+        let (record, taken) = merge_records(&local, &remote, &self.arriving);
+        if taken.changed {
+            let number_it = !broken(Rule::ChangeNumbersCarryMerges) || !record.versions().eq(local.versions());
+            self.replace(uid, Some((number, local)), Some(record), number_it)?;
+        }
+        Ok(taken)
+    }
+
+    /// Keeps a row of a pass aside, in the place of what lay aside of its UID.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn lay_aside(&mut self, upstream: ReplicaId, record: &Record) -> Result<(), KvError> {
+        let mut cursor = self.cursor(upstream)?;
+        let uid = self.numbers.key(&mut self.kv, record.uid)?;
+        let key = keys::pair(&self.upstream_key(upstream)?, uid);
+        let value = self.numbers.encode(&mut self.kv, record.clock().0, record)?;
+        self.kv.put(Table::Aside, &key, &value)?;
+        if record.clock() > cursor.clock {
+            cursor.clock = record.clock();
+            self.set_cursor(upstream, cursor)?;
+        }
+        Ok(())
+    }
+
+    /// How far this replica is with an upstream's replica id.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn pass_state(&self, upstream: ReplicaId) -> Result<PassState, KvError> {
+        Ok(self.cursor(upstream)?.state)
+    }
+
+    /// All rows up to this number lie aside now.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn set_reached(&mut self, upstream: ReplicaId, reached: ChangeNumber) -> Result<(), KvError> {
+        let mut cursor = self.cursor(upstream)?;
+        cursor.state.reached = reached;
+        if broken(Rule::PassesAreAtomic) {
+            self.merge_aside(upstream, &mut |_| {})?;
+            self.settle()?;
+            cursor.state.cursor = reached;
+        }
+        self.set_cursor(upstream, cursor)
+    }
+
+    /// Takes a complete pass in, in one step: what lies aside is merged, knowledge grows by the upstream's, the cursor moves to
+    /// `through`. Nothing happens if it carries a time more than `limit` microseconds after `now`.
+    ///
+    /// # Errors
+    /// [`KvError`]; then roll back.
+    pub fn complete_pass(
+        &mut self,
+        upstream: ReplicaId,
+        through: ChangeNumber,
+        upstream_known: &Knowledge,
+        now: Hlc,
+        limit: u64,
+    ) -> Result<PassEnd, KvError> {
+        self.complete_pass_with(upstream, through, upstream_known, now, limit, &mut |_| {})
+    }
+
+    /// As [`Self::complete_pass`]; `each` is told what came of each record.
+    ///
+    /// # Errors
+    /// [`KvError`]; then roll back.
+    pub fn complete_pass_with(
+        &mut self,
+        upstream: ReplicaId,
+        through: ChangeNumber,
+        upstream_known: &Knowledge,
+        now: Hlc,
+        limit: u64,
+        each: &mut dyn FnMut(&Taken),
+    ) -> Result<PassEnd, KvError> {
+        let cursor = self.cursor(upstream)?;
+        let latest_allowed = Hlc(now.0.saturating_add(limit));
+        // What the cursor says may be of a row that its author has stamped anew since.
+        if cursor.clock > latest_allowed {
+            let clock = self.latest_aside(upstream)?;
+            if clock > latest_allowed {
+                return Ok(PassEnd::AheadOfClock { clock });
+            }
+        }
+        let mut counts = TakenCounts::default();
+        self.arriving = upstream_known.clone();
+        self.merge_aside(upstream, &mut |taken| {
+            counts.count(taken);
+            each(taken);
+        })?;
+        self.settle()?;
+        self.known.join(upstream_known);
+        self.arriving = Knowledge::default();
+        // Others may know more of this id than this database does (it returned to an old image): never issue that again.
+        self.counters.highest = self.counters.highest.max(self.known.sequence(self.counters.replica));
+        let state = PassState { cursor: through, reached: through };
+        if cursor.state != state || cursor.clock != Hlc(0) {
+            self.set_cursor(upstream, Cursor { state, clock: Hlc(0) })?;
+        }
+        Ok(PassEnd::Complete(counts))
+    }
+
+    fn merge_aside(&mut self, upstream: ReplicaId, each: &mut dyn FnMut(&Taken)) -> Result<(), KvError> {
+        loop {
+            let rows = self.aside(upstream, &[])?;
+            if rows.is_empty() {
+                return Ok(());
+            }
+            for (key, value) in rows {
+                let (_, record) = self.numbers.decode(&self.kv, &value)?;
+                self.kv.delete(Table::Aside, &key)?;
+                // Known, without a record here and dead: it was collected, and would only be collected again.
+                let collected = !live_by_record(&record) && record.versions().all(|version| self.known.covers(version));
+                if !collected || self.record(record.uid)?.is_some() {
+                    each(&self.merge_in(record)?);
+                }
+            }
+        }
+    }
+
+    /// The latest clock that lies aside.
+    fn latest_aside(&self, upstream: ReplicaId) -> Result<Hlc, KvError> {
+        let (mut after, mut latest) = (Vec::new(), Hlc(0));
+        loop {
+            let rows = self.aside(upstream, &after)?;
+            let Some((last, _)) = rows.last() else { return Ok(latest) };
+            after = [last, &[0][..]].concat();
+            for (_, value) in &rows {
+                latest = latest.max(Hlc(split_head(value)?.0));
+            }
+        }
+    }
+
+    /// Some of what lies aside, from a key on.
+    fn aside(&self, upstream: ReplicaId, from: &[u8]) -> Result<Vec<crate::kv::Pair>, KvError> {
+        let Some(number) = self.numbers.find(upstream) else { return Ok(Vec::new()) };
+        let prefix = number.to_be_bytes();
+        let from = if from.is_empty() { &prefix[..] } else { from };
+        self.kv.range(Table::Aside, from, after_prefix(&prefix).as_deref(), CHUNK)
+    }
+
+    /// Throws away what lies aside of an upstream: the pass begins again at the cursor.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn drop_pass(&mut self, upstream: ReplicaId) -> Result<(), KvError> {
+        loop {
+            let rows = self.aside(upstream, &[])?;
+            if rows.is_empty() {
+                break;
+            }
+            for (key, _) in rows {
+                self.kv.delete(Table::Aside, &key)?;
+            }
+        }
+        let PassState { cursor, .. } = self.pass_state(upstream)?;
+        self.set_cursor(upstream, Cursor { state: PassState { cursor, reached: cursor }, clock: Hlc(0) })
+    }
+
+    /// An id was closed at a number (rollback or revocation): what is known of it is lowered to that, and all partners are
+    /// asked from the start again (design, section 11).
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn lower_known(&mut self, replica: ReplicaId, through: anabranch_model::Sequence) -> Result<(), KvError> {
+        self.known.lower(replica, through);
+        for table in [Table::Cursors, Table::Aside] {
+            loop {
+                let rows = self.kv.range(table, &[], None, CHUNK)?;
+                if rows.is_empty() {
+                    break;
+                }
+                for (key, _) in rows {
+                    self.kv.delete(table, &key)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn upstream_key(&mut self, upstream: ReplicaId) -> Result<[u8; 4], KvError> {
+        Ok(self.numbers.intern(&mut self.kv, upstream)?.to_be_bytes())
+    }
+
+    fn cursor(&self, upstream: ReplicaId) -> Result<Cursor, KvError> {
+        let Some(number) = self.numbers.find(upstream) else { return Ok(Cursor::default()) };
+        let Some(value) = self.kv.get(Table::Cursors, &number.to_be_bytes())? else { return Ok(Cursor::default()) };
+        let mut input = Reader(&value);
+        let mut read = || {
+            let state = PassState { cursor: ChangeNumber(input.number()?), reached: ChangeNumber(input.number()?) };
+            Ok::<_, anabranch_model::codec::DecodeError>(Cursor { state, clock: Hlc(input.number()?) })
+        };
+        read().map_err(|e| KvError::damaged("read a cursor", e))
+    }
+
+    fn set_cursor(&mut self, upstream: ReplicaId, cursor: Cursor) -> Result<(), KvError> {
+        let mut out = Writer::default();
+        for number in [cursor.state.cursor.0, cursor.state.reached.0, cursor.clock.0] {
+            out.number(number);
+        }
+        let key = self.upstream_key(upstream)?;
+        self.kv.put(Table::Cursors, &key, &out.0)
+    }
+}

@@ -1,0 +1,139 @@
+//! What the view shows: questions only.
+
+use anabranch_model::{Name, Uid};
+
+use crate::keys;
+use crate::kv::{Kv, KvError, Table, after_prefix};
+use crate::records::{Policy, Records};
+use crate::rules::live_by_record;
+use crate::view::{Place, derived_slot, shown_slot};
+
+/// Rows read at a time.
+const CHUNK: usize = 256;
+
+/// Where the view shows something.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Shown {
+    /// The directory in which it is shown.
+    pub parent: Uid,
+    /// The name under which it is shown.
+    pub name: Name,
+    /// A directory.
+    pub directory: bool,
+}
+
+impl<K: Kv> Records<K> {
+    /// Where a UID is shown; `None` if it is not: deleted, merged into another directory, or without its name (policy
+    /// [`Policy::Preserve`]).
+    ///
+    /// # Errors
+    /// [`KvError`]; the same holds for every question here.
+    pub fn shown(&self, uid: Uid) -> Result<Option<Shown>, KvError> {
+        let Some(record) = self.record(uid)? else { return Ok(None) };
+        let (place, derived) = (Place::of(&record), self.derived(uid)?);
+        let lost = derived.loser.is_some();
+        if !(place.live || derived.kept) || derived.merged.is_some() || lost && self.settings.policy == Policy::Preserve
+        {
+            return Ok(None);
+        }
+        let (parent, name) = Self::placed(uid, &place, &derived);
+        let name = if lost { name.kept_beside(&place.author, uid) } else { name };
+        Ok(Some(Shown { parent: self.representative(parent)?, name, directory: place.directory }))
+    }
+
+    /// Is it live: not deleted, or kept by an edit that no deleter had seen, or by something live in it?
+    pub fn live(&self, uid: Uid) -> Result<bool, KvError> {
+        let Some(record) = self.record(uid)? else { return Ok(false) };
+        Ok(live_by_record(&record) || self.derived(uid)?.kept)
+    }
+
+    /// The directory as which a live directory is shown: itself, if it is not merged into another.
+    pub fn shown_as(&self, uid: Uid) -> Result<Option<Uid>, KvError> {
+        if uid == Uid::ROOT {
+            return Ok(Some(uid));
+        }
+        let Some(record) = self.record(uid)? else { return Ok(None) };
+        let live = live_by_record(&record) || self.derived(uid)?.kept;
+        if live && record.placement.value.directory { self.representative(uid).map(Some) } else { Ok(None) }
+    }
+
+    /// All live directories of which the directory consists that this one is shown as, that one first, the others
+    /// ascending. A file, or what is not live, is alone.
+    pub fn group(&self, uid: Uid) -> Result<Vec<Uid>, KvError> {
+        let shown = self.representative(uid)?;
+        let group = self.derived(shown)?.group;
+        Ok(if group.is_empty() { vec![shown] } else { group })
+    }
+
+    /// What is shown under a name in a shown directory.
+    pub fn shown_at(&self, parent: Uid, name: &[u8]) -> Result<Option<Uid>, KvError> {
+        if self.derived(parent)?.merged.is_some() {
+            return Ok(None);
+        }
+        let mut beside = None;
+        for directory in self.group(parent)? {
+            let Some(directory) = self.numbers.find_key(directory) else { continue };
+            let mut from = keys::slot_name(directory, name);
+            let to = after_prefix(&from);
+            loop {
+                let rows = self.kv.range(Table::Slots, &from, to.as_deref(), CHUNK)?;
+                for (key, flags) in &rows {
+                    let Some((_, _, uid)) = keys::split_slot(key) else { continue };
+                    if derived_slot(flags) {
+                        beside = Some(self.numbers.uid(&uid)?);
+                    } else if shown_slot(flags).is_some() {
+                        return self.numbers.uid(&uid).map(Some);
+                    }
+                }
+                match rows.last() {
+                    Some((key, _)) if rows.len() == CHUNK => from = [key, &[0][..]].concat(),
+                    _ => break,
+                }
+            }
+        }
+        Ok(beside)
+    }
+
+    /// What is shown in a shown directory, by name (bytes, ascending), after the name `after`: at most `limit` names,
+    /// UIDs, and whether it is a directory.
+    pub fn shown_children(
+        &self,
+        parent: Uid,
+        after: Option<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<(Name, Uid, bool)>, KvError> {
+        let mut out: Vec<(Name, Uid, bool)> = Vec::new();
+        if self.derived(parent)?.merged.is_some() {
+            return Ok(out);
+        }
+        for directory in self.group(parent)? {
+            let Some(directory) = self.numbers.find_key(directory) else { continue };
+            let mut from = match after {
+                Some(name) => after_prefix(&keys::slot_name(directory, name)).unwrap_or_default(),
+                None => directory.to_vec(),
+            };
+            let (to, end) = (after_prefix(&directory), out.len() + limit);
+            while out.len() < end {
+                let rows = self.kv.range(Table::Slots, &from, to.as_deref(), (end - out.len()).min(CHUNK) + 1)?;
+                let Some((last, _)) = rows.last() else { break };
+                from = [last, &[0][..]].concat();
+                for (key, flags) in &rows {
+                    let (Some((_, name, uid)), Some(is_directory)) = (keys::split_slot(key), shown_slot(flags)) else {
+                        continue;
+                    };
+                    let name = Name::new(name).map_err(|e| KvError::damaged("list a directory", e))?;
+                    out.push((name, self.numbers.uid(&uid)?, is_directory));
+                }
+            }
+            out.truncate(end);
+        }
+        out.sort();
+        out.truncate(limit);
+        Ok(out)
+    }
+
+    /// What has the name of a live file that lost it (of the policy [`Policy::Preserve`], the file is not shown then).
+    pub fn loser(&self, uid: Uid) -> Result<Option<Uid>, KvError> {
+        Ok(self.derived(uid)?.loser)
+    }
+}

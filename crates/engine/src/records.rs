@@ -1,0 +1,404 @@
+//! The records of one replica: what is kept in memory, transactions, and the one way in which a row is written.
+//!
+//! Owns the tables that [`crate::keys`] lists. Every write of a record goes through [`Records::replace`], which keeps the
+//! change numbers, the tombstones and the view in step with it. Must never be shared by two writers of one database.
+
+use std::collections::BTreeSet;
+
+use anabranch_model::codec::{Reader, Writer};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId, Sequence, Uid, Version};
+
+use crate::dictionary::Numbers;
+use crate::keys;
+use crate::kv::{Kv, KvError, Table};
+use crate::rules::live_by_record;
+use crate::view::{Place, View};
+
+/// What happens to a file that loses its name (design, section 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Policy {
+    /// Taken out of the tree and preserved: the default between servers.
+    #[default]
+    Preserve,
+    /// Kept in its own parent under a name made of its own, its author's and its UID: the default for sync shares.
+    KeepBeside,
+}
+
+/// What counts as one name (design, section 4).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Names {
+    /// The same bytes.
+    #[default]
+    Bytes,
+}
+
+/// What the folder and the membership lay down.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Settings {
+    /// For files that lose their name.
+    pub policy: Policy,
+    /// The name of this member or device, at most 64 bytes of it: carried in placements.
+    pub author: Box<str>,
+    /// What counts as one name.
+    pub names: Names,
+    /// This membership issues no versions.
+    pub read_only: bool,
+}
+
+/// Numbers that change with nearly every write, kept in memory and written when a transaction is committed.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) replica: ReplicaId,
+    pub(crate) highest: Sequence,
+    pub(crate) clock: Hlc,
+    pub(crate) number: ChangeNumber,
+    /// Rows in Derived: while there are none, nothing differs from what the records say.
+    pub(crate) derived: u64,
+    /// Cycles that the view cuts.
+    pub(crate) cuts: u64,
+    /// Rows in Unresolved.
+    pub(crate) unresolved: u64,
+}
+
+const FORMAT: u64 = 1;
+const META_COUNTERS: &[u8] = b"records";
+const META_KNOWN: &[u8] = b"known";
+/// The longest name of an author that the codec takes.
+const AUTHOR_BYTES_MAX: usize = 64;
+
+/// The records of one replica over its database.
+///
+/// All changes happen between [`Records::begin`] and [`Records::commit`]; reads see the transaction under way.
+#[derive(Debug)]
+pub struct Records<K> {
+    pub(crate) kv: K,
+    pub(crate) settings: Settings,
+    pub(crate) numbers: Numbers,
+    pub(crate) counters: Counters,
+    pub(crate) known: Knowledge,
+    /// What the pass that is being merged adds to `known` at its end.
+    pub(crate) arriving: Knowledge,
+    pub(crate) view: View,
+    pub(crate) touched: BTreeSet<Uid>,
+    /// As they stand in the database.
+    stored: Counters,
+    stored_known: Knowledge,
+    touched_before: BTreeSet<Uid>,
+}
+
+impl<K: Kv> Records<K> {
+    /// Gives an empty database its replica id, in a transaction of its own.
+    ///
+    /// # Errors
+    /// [`KvError`], also if the database already has one.
+    pub fn create(mut kv: K, replica: ReplicaId, settings: Settings) -> Result<Self, KvError> {
+        if kv.get(Table::Meta, META_COUNTERS)?.is_some() {
+            return Err(KvError::failed("create the records", "the database already has a replica id"));
+        }
+        kv.begin()?;
+        let mut out = Self::new(kv, settings);
+        // Number 0 is the root's.
+        out.numbers.intern(&mut out.kv, ReplicaId::default())?;
+        out.numbers.intern(&mut out.kv, replica)?;
+        out.counters.replica = replica;
+        out.commit()?;
+        Ok(out)
+    }
+
+    /// Opens a database; `None` if it has no replica id yet. If the folder's policy is another than before, the view is
+    /// made anew, in a transaction of its own.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn open(kv: K, settings: Settings) -> Result<Option<Self>, KvError> {
+        let Some(meta) = kv.get(Table::Meta, META_COUNTERS)? else { return Ok(None) };
+        let mut out = Self::new(kv, settings);
+        let (_, policy) = read_counters(&meta)?;
+        out.reload()?;
+        if policy != policy_number(out.settings.policy) {
+            out.begin()?;
+            out.rebuild_view()?;
+            out.stored.replica = ReplicaId::default(); // So that the counters, with the policy, are written.
+            out.commit()?;
+        }
+        Ok(Some(out))
+    }
+
+    fn new(kv: K, mut settings: Settings) -> Self {
+        let mut end = settings.author.len().min(AUTHOR_BYTES_MAX);
+        while !settings.author.is_char_boundary(end) {
+            end -= 1;
+        }
+        settings.author = settings.author.get(..end).unwrap_or_default().into();
+        Self {
+            kv,
+            settings,
+            numbers: Numbers::default(),
+            counters: Counters::default(),
+            known: Knowledge::default(),
+            arriving: Knowledge::default(),
+            view: View::default(),
+            touched: BTreeSet::new(),
+            stored: Counters::default(),
+            stored_known: Knowledge::default(),
+            touched_before: BTreeSet::new(),
+        }
+    }
+
+    /// The database.
+    pub fn kv(&self) -> &K {
+        &self.kv
+    }
+
+    /// The database, for the tables that are not the records'.
+    pub fn kv_mut(&mut self) -> &mut K {
+        &mut self.kv
+    }
+
+    /// What the folder lays down.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Begins a transaction.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn begin(&mut self) -> Result<(), KvError> {
+        self.kv.begin()?;
+        self.touched_before = self.touched.clone();
+        Ok(())
+    }
+
+    /// Makes the transaction durable.
+    ///
+    /// # Errors
+    /// [`KvError`]; then roll back.
+    pub fn commit(&mut self) -> Result<(), KvError> {
+        if self.known != self.stored_known {
+            let mut out = Writer::default();
+            self.numbers.write_knowledge(&mut self.kv, &mut out, &self.known)?;
+            self.kv.put(Table::Meta, META_KNOWN, &out.0)?;
+        }
+        if self.counters != self.stored {
+            let c = &self.counters;
+            let mut out = Writer::default();
+            out.number(FORMAT);
+            out.raw(&c.replica.0);
+            for number in [c.highest.0, c.clock.0, c.number.0, c.derived, c.cuts, c.unresolved] {
+                out.number(number);
+            }
+            out.number(policy_number(self.settings.policy));
+            out.number(0); // Names: bytes.
+            self.kv.put(Table::Meta, META_COUNTERS, &out.0)?;
+        }
+        self.kv.commit()?;
+        if self.known != self.stored_known {
+            self.stored_known = self.known.clone();
+        }
+        self.stored = self.counters.clone();
+        Ok(())
+    }
+
+    /// Takes the transaction back, with all that is in memory of it.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn rollback(&mut self) -> Result<(), KvError> {
+        self.kv.rollback()?;
+        self.touched = std::mem::take(&mut self.touched_before);
+        self.reload()
+    }
+
+    fn reload(&mut self) -> Result<(), KvError> {
+        self.numbers = Numbers::load(&self.kv)?;
+        self.view = View::default();
+        self.arriving = Knowledge::default();
+        let meta = self.kv.get(Table::Meta, META_COUNTERS)?;
+        self.counters = read_counters(&meta.unwrap_or_default())?.0;
+        let known = self.kv.get(Table::Meta, META_KNOWN)?;
+        self.known = known.map_or(Ok(Knowledge::default()), |bytes| self.numbers.read_knowledge(&bytes))?;
+        self.stored = self.counters.clone();
+        self.stored_known = self.known.clone();
+        Ok(())
+    }
+
+    /// The id under which versions are issued here.
+    pub fn replica(&self) -> ReplicaId {
+        self.counters.replica
+    }
+
+    /// The versions whose records were taken in.
+    pub fn known(&self) -> &Knowledge {
+        &self.known
+    }
+
+    /// The highest number that was issued here, or passed by a jump.
+    pub fn highest(&self) -> Sequence {
+        self.counters.highest
+    }
+
+    /// The highest change number.
+    pub fn change_number(&self) -> ChangeNumber {
+        self.counters.number
+    }
+
+    /// The latest clock in any record taken in or written.
+    pub fn clock(&self) -> Hlc {
+        self.counters.clock
+    }
+
+    /// Goes on under a fresh id (design, sections 2 and 11). The old one stays in what is known.
+    pub fn set_replica(&mut self, replica: ReplicaId) {
+        self.counters.replica = replica;
+    }
+
+    /// Raises the counter to at least the wall time, so that numbers issued after a return to an old image are new ones
+    /// (design, section 11).
+    pub fn jump(&mut self, now: Hlc) {
+        self.counters.highest = self.counters.highest.max(Sequence(now.0));
+    }
+
+    /// The record of a UID.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn record(&self, uid: Uid) -> Result<Option<Record>, KvError> {
+        Ok(self.row(uid)?.map(|(_, record)| record))
+    }
+
+    /// The record of a UID and its change number.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn row(&self, uid: Uid) -> Result<Option<(ChangeNumber, Record)>, KvError> {
+        let Some(key) = self.numbers.find_key(uid) else { return Ok(None) };
+        let Some(value) = self.kv.get(Table::Records, &key)? else { return Ok(None) };
+        let (number, record) = self.numbers.decode(&self.kv, &value)?;
+        Ok(Some((ChangeNumber(number), record)))
+    }
+
+    /// Records in the order of their keys, after `after`, at most `limit`: for whole comparisons.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn records(&self, after: Option<Uid>, limit: usize) -> Result<Vec<Record>, KvError> {
+        let from = match after.and_then(|uid| self.numbers.find_key(uid)) {
+            Some(key) => [&key[..], &[0]].concat(),
+            None => Vec::new(),
+        };
+        let rows = self.kv.range(Table::Records, &from, None, limit)?;
+        rows.iter().map(|(_, value)| Ok(self.numbers.decode(&self.kv, value)?.1)).collect()
+    }
+
+    /// UIDs of which a facet or the place shown changed since this was last asked.
+    pub fn drain_touched(&mut self) -> BTreeSet<Uid> {
+        std::mem::take(&mut self.touched)
+    }
+
+    /// A new version, known here from now on.
+    pub(crate) fn issue(&mut self, now: Hlc) -> Version {
+        let sequence = Sequence((self.counters.highest.0 + 1).max(now.0));
+        self.counters.highest = sequence;
+        let version = Version { replica: self.counters.replica, sequence };
+        self.known.learn(version);
+        version
+    }
+
+    /// Puts a record in the place of what there was: rows, change number, tombstones, view.
+    ///
+    /// `old` is what the database holds. `new` with nothing drops the record. A row gets a new change number if `number`.
+    pub(crate) fn replace(
+        &mut self,
+        uid: Uid,
+        old: Option<(ChangeNumber, Record)>,
+        new: Option<Record>,
+        number: bool,
+    ) -> Result<(), KvError> {
+        let key = self.numbers.key(&mut self.kv, uid)?;
+        let (before, after) = (old.as_ref().map(|(_, r)| Place::of(r)), new.as_ref().map(Place::of));
+        if before != after {
+            self.view_before(uid, before.as_ref())?;
+        }
+        let old_number = old.as_ref().map(|(number, _)| *number);
+        if let Some(record) = &new {
+            let number = match old_number {
+                Some(old_number) if !number => old_number,
+                _ => {
+                    self.counters.number.0 += 1;
+                    self.kv.put(Table::Changes, &keys::change(self.counters.number), &key)?;
+                    if let Some(old) = old_number {
+                        self.kv.delete(Table::Changes, &keys::change(old))?;
+                    }
+                    self.counters.number
+                }
+            };
+            let value = self.numbers.encode(&mut self.kv, number.0, record)?;
+            self.kv.put(Table::Records, &key, &value)?;
+        } else {
+            if let Some(old) = old_number {
+                self.kv.delete(Table::Changes, &keys::change(old))?;
+            }
+            self.kv.delete(Table::Records, &key)?;
+        }
+        self.note_tombstone(&key, old.as_ref().map(|(_, r)| r), new.as_ref())?;
+        if before != after {
+            self.view_after(uid, before, after)?;
+        }
+        self.touched.insert(uid);
+        Ok(())
+    }
+
+    fn note_tombstone(
+        &mut self,
+        key: &keys::UidKey,
+        old: Option<&Record>,
+        new: Option<&Record>,
+    ) -> Result<(), KvError> {
+        let dead = |record: &Record| !live_by_record(record);
+        match new {
+            Some(record) if dead(record) => {
+                let mut out = Writer::default();
+                if record.written().any(|w| w.merged) {
+                    let mut known = self.known.clone();
+                    known.join(&self.arriving);
+                    self.numbers.write_knowledge(&mut self.kv, &mut out, &known)?;
+                }
+                self.kv.put(Table::Tombstones, key, &out.0)
+            }
+            _ if old.is_some_and(dead) => self.kv.delete(Table::Tombstones, key),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn policy_number(policy: Policy) -> u64 {
+    match policy {
+        Policy::Preserve => 0,
+        Policy::KeepBeside => 1,
+    }
+}
+
+/// The counters and the policy under which the view was made.
+fn read_counters(bytes: &[u8]) -> Result<(Counters, u64), KvError> {
+    let mut input = Reader(bytes);
+    let mut read = || {
+        if input.number()? != FORMAT {
+            return Err(anabranch_model::codec::DecodeError::Range("the format"));
+        }
+        let counters = Counters {
+            replica: ReplicaId(input.array()?),
+            highest: Sequence(input.number()?),
+            clock: Hlc(input.number()?),
+            number: ChangeNumber(input.number()?),
+            derived: input.number()?,
+            cuts: input.number()?,
+            unresolved: input.number()?,
+        };
+        let policy = input.number()?;
+        input.number()?;
+        input.end()?;
+        Ok((counters, policy))
+    };
+    read().map_err(|e| KvError::damaged("read the counters", e))
+}
