@@ -1,0 +1,12 @@
+//! The scenarios, by topic. Each test is one story that an administrator could live through, with its end checked.
+
+mod adversary;
+mod bad_input;
+mod basics;
+mod conflicts;
+mod contention;
+mod demonstration;
+mod fidelity;
+mod kills;
+mod one_writer;
+mod ordinary_user;

@@ -1,0 +1,52 @@
+//! File systems that a test mounts and that go away with it. Needs root.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+
+use crate::program::tool;
+
+/// A mount that ends when it is dropped.
+pub struct Mount {
+    at: PathBuf,
+}
+
+impl Mount {
+    /// A small file system in memory.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn memory(at: &Path, mebibytes: u32) -> Result<Self> {
+        let options = format!("size={mebibytes}m,mode=0755");
+        tool(at, "mount", &["-t", "tmpfs", "-o", &options, "tmpfs", &at.display().to_string()])?;
+        Ok(Self { at: at.to_path_buf() })
+    }
+
+    /// The directory mounted onto itself, so that it can become read-only alone.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn itself(at: &Path) -> Result<Self> {
+        let path = at.display().to_string();
+        tool(Path::new("/"), "mount", &["--bind", &path, &path])?;
+        Ok(Self { at: at.to_path_buf() })
+    }
+
+    /// Mounts it anew with other options, e.g. `ro` or `size=64m`.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn change(&self, options: &str) -> Result<()> {
+        let options = format!("remount,{options}");
+        tool(Path::new("/"), "mount", &["-o", &options, &self.at.display().to_string()]).map(drop)
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        // Lazily: a process that still has a file open there must not keep the test's folder from going away.
+        if let Err(error) = tool(Path::new("/"), "umount", &["--lazy", &self.at.display().to_string()]) {
+            eprintln!("{error:#}");
+        }
+    }
+}
