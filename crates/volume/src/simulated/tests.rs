@@ -394,3 +394,9 @@ fn hints_overflow_and_name_what_changed() {
     fs.overflow_hints();
     assert_eq!(fs.take_hints(), [Hint::Everything]);
 }
+
+#[test]
+fn the_real_file_system_behaves_so_too() {
+    let dir = tempfile::tempdir().unwrap();
+    conformance(&crate::linux::LinuxFs::open(dir.path()).unwrap());
+}
