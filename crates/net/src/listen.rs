@@ -1,5 +1,8 @@
 //! Listening: who comes, with which key, and for what. A stranger can hold few connections, for a short time.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -164,9 +167,12 @@ struct Door<S> {
     limits: LinkLimits,
     strangers: Mutex<BTreeMap<IpAddr, usize>>,
     rate: Mutex<JoinRate>,
-    halves: Mutex<BTreeMap<(KeyFingerprint, [u8; 16]), Half<S>>>,
+    halves: Mutex<BTreeMap<LinkKey, Half<S>>>,
     accepted: mpsc::Sender<Accepted>,
 }
+
+/// Whose link, and which of them.
+type LinkKey = (KeyFingerprint, [u8; 16]);
 
 /// A lane that waits for the other one.
 struct Half<S> {

@@ -245,6 +245,11 @@ pub(crate) const fn bytes(field: u32, what: &'static str, bytes: usize) -> Limit
     Limit { field, what, count: 1, bytes, inside: &[] }
 }
 
+/// At most `count` values of at most `bytes` each.
+pub(crate) const fn texts(field: u32, what: &'static str, count: usize, bytes: usize) -> Limit {
+    Limit { field, what, count, bytes, inside: &[] }
+}
+
 /// One message within.
 const fn one(field: u32, what: &'static str, inside: &'static [Limit]) -> Limit {
     Limit { field, what, count: 1, bytes: MESSAGE_BYTES_MAX, inside }
@@ -285,8 +290,8 @@ pub(super) const GROWN: &[Limit] = &[number(1, "a change number")];
 pub(super) const PULL: &[Limit] = &[number(1, "a change number"), one(2, "knowledge", KNOWLEDGE)];
 pub(super) const PAGE: &[Limit] = &[
     bytes(1, "a page's replica ids", 16 * PAGE_REPLICAS_MAX),
-    Limit { field: 2, what: "a page's attribute value", count: ATTRIBUTES_MAX, bytes: RECORD_BYTES_MAX, inside: &[] },
-    Limit { field: 3, what: "a page's row", count: ROWS_MAX, bytes: RECORD_BYTES_MAX, inside: &[] },
+    texts(2, "a page's attribute value", ATTRIBUTES_MAX, RECORD_BYTES_MAX),
+    texts(3, "a page's row", ROWS_MAX, RECORD_BYTES_MAX),
     number(4, "a change number"),
     one(5, "knowledge", KNOWLEDGE),
     one(6, "the mark", MARK),
