@@ -120,6 +120,15 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`ChangeError`].
     pub fn remove(&mut self, now: Hlc, uid: Uid) -> Result<(), ChangeError> {
+        self.remove_from(now, uid, None)
+    }
+
+    /// As [`Self::remove`], by a user who saw not the content recorded here but one with the history `seen`: what is
+    /// recorded is newer and not yet in his tree.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn remove_from(&mut self, now: Hlc, uid: Uid, seen: Option<&Knowledge>) -> Result<(), ChangeError> {
         self.prepare(now)?;
         for uid in self.acted_on(uid)? {
             if self.live(uid)? {
@@ -127,7 +136,13 @@ impl<K: Kv> Records<K> {
                 self.rewrite(now, uid, |record, written| {
                     record.placement.written = written;
                     record.placement.value.author = author;
-                    delete(record);
+                    match seen {
+                        Some(seen) => {
+                            record.placement.value.deleted = true;
+                            record.placement.seen.join(seen);
+                        }
+                        None => delete(record),
+                    }
                 })?;
             }
         }
@@ -146,7 +161,24 @@ impl<K: Kv> Records<K> {
         mtime: Timestamp,
         birth: Option<Timestamp>,
     ) -> Result<(), ChangeError> {
-        self.write_content(now, uid, Some(content), mtime, Some(birth))
+        self.write_content(now, uid, Some(content), mtime, Some(birth), None)
+    }
+
+    /// As [`Self::write`], by a user who saw not the content recorded here but one with the history `base`: what is
+    /// recorded is newer, not yet in his tree, and concurrent with what he wrote (design, section 4, case 4).
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn write_from(
+        &mut self,
+        now: Hlc,
+        uid: Uid,
+        content: Content,
+        mtime: Timestamp,
+        birth: Option<Timestamp>,
+        base: Option<&Knowledge>,
+    ) -> Result<(), ChangeError> {
+        self.write_content(now, uid, Some(content), mtime, Some(birth), base)
     }
 
     /// Records a new mtime. The stamp of the last change of bytes stays: a touch beats no write (design, section 4).
@@ -154,7 +186,7 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`ChangeError`].
     pub fn touch(&mut self, now: Hlc, uid: Uid, mtime: Timestamp) -> Result<(), ChangeError> {
-        self.write_content(now, uid, None, mtime, None)
+        self.write_content(now, uid, None, mtime, None, None)
     }
 
     fn write_content(
@@ -164,12 +196,17 @@ impl<K: Kv> Records<K> {
         value: Option<Content>,
         mtime: Timestamp,
         birth: Option<Option<Timestamp>>,
+        base: Option<&Knowledge>,
     ) -> Result<(), ChangeError> {
         self.prepare(now)?;
         let (number, mut record) = self.row(uid)?.ok_or(ChangeError::NoRecord(uid))?;
         let old = record.clone();
         let content = record.content.as_mut().ok_or(ChangeError::Directory(uid))?;
         content.written = self.written(now, Some(&content.written));
+        if let Some(base) = base {
+            content.written.history = base.clone();
+            content.written.history.learn(content.written.version);
+        }
         let touch = value.as_ref().is_none_or(|value| *value == content.value);
         if !touch || broken(Rule::ATouchIsNoEdit) {
             content.bytes = content.written.stamp();
@@ -203,9 +240,32 @@ impl<K: Kv> Records<K> {
         Ok(self.settle()?)
     }
 
+    /// Begins a set of changes that become visible together, such as both sides of a swap: until [`Self::end_changes`]
+    /// the view stays as it was. Writes down first what the changes rest on.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn begin_changes(&mut self, now: Hlc) -> Result<(), ChangeError> {
+        self.prepare(now)?;
+        self.deferred = true;
+        Ok(())
+    }
+
+    /// Ends the set: the view follows.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn end_changes(&mut self) -> Result<(), ChangeError> {
+        self.deferred = false;
+        Ok(self.settle()?)
+    }
+
     fn prepare(&mut self, now: Hlc) -> Result<(), ChangeError> {
         if self.settings.read_only {
             return Err(ChangeError::ReadOnly);
+        }
+        if self.deferred {
+            return Ok(());
         }
         if self.counters.unresolved > 0 || broken(Rule::MergedDirectoriesKeepTheirChildren) {
             self.resolve(now, ResolveScope::All)?;

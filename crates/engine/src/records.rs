@@ -80,6 +80,8 @@ pub struct Records<K> {
     pub(crate) arriving: Knowledge,
     pub(crate) view: View,
     pub(crate) touched: BTreeSet<Uid>,
+    /// Between [`Records::begin_changes`] and [`Records::end_changes`].
+    pub(crate) deferred: bool,
     /// As they stand in the database.
     stored: Counters,
     stored_known: Knowledge,
@@ -139,6 +141,7 @@ impl<K: Kv> Records<K> {
             arriving: Knowledge::default(),
             view: View::default(),
             touched: BTreeSet::new(),
+            deferred: false,
             stored: Counters::default(),
             stored_known: Knowledge::default(),
             touched_before: BTreeSet::new(),
@@ -213,6 +216,7 @@ impl<K: Kv> Records<K> {
     fn reload(&mut self) -> Result<(), KvError> {
         self.numbers = Numbers::load(&self.kv)?;
         self.view = View::default();
+        self.deferred = false;
         self.arriving = Knowledge::default();
         let meta = self.kv.get(Table::Meta, META_COUNTERS)?;
         self.counters = read_counters(&meta.unwrap_or_default())?.0;

@@ -445,6 +445,9 @@ impl<K: Kv> Records<K> {
 
     /// Looks at all that is marked, until nothing is.
     pub(crate) fn settle(&mut self) -> Result<(), KvError> {
+        if self.deferred {
+            return Ok(());
+        }
         loop {
             if let Some(recheck) = self.view.rechecks.pop() {
                 self.recheck(recheck)?;

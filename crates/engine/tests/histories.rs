@@ -1,0 +1,41 @@
+//! Random histories of several replicas keep what the design's section 19 promises, as far as records go.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+
+mod scenarios;
+mod world;
+
+use anabranch_engine::Policy;
+
+/// Seeds in a test run: about ten seconds of one core, unoptimised. `ANABRANCH_HISTORIES` asks for more.
+fn count(default: u64) -> u64 {
+    std::env::var("ANABRANCH_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+fn run(check: fn(u64, Policy, bool) -> Option<String>, policy: Policy, count: u64) {
+    for seed in 0..count {
+        if let Some(wrong) = check(seed, policy, true) {
+            panic!("seed {seed}, {policy:?}: {wrong}");
+        }
+    }
+}
+
+#[test]
+fn histories_that_preserve() {
+    run(scenarios::history, Policy::Preserve, count(400));
+}
+
+#[test]
+fn histories_that_keep_beside() {
+    run(scenarios::history, Policy::KeepBeside, count(400));
+}
+
+#[test]
+fn merged_directories_that_preserve() {
+    run(scenarios::merging, Policy::Preserve, count(400));
+}
+
+#[test]
+fn merged_directories_that_keep_beside() {
+    run(scenarios::merging, Policy::KeepBeside, count(400));
+}

@@ -1,0 +1,236 @@
+//! Replicas, their users, and random histories, as `model/records.py` beside the design states them.
+//!
+//! After each step of each replica the incremental view is compared with the plain one, and a mirror that only follows
+//! what is reported as touched is compared with the truth.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at the first thing that is not as it should be")]
+#![allow(dead_code, reason = "each test program uses its part")]
+
+pub(crate) mod check;
+pub(crate) mod random;
+pub(crate) mod users;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_engine::{
+    MemoryKv, PassEnd, Policy, Records, Resolution, ResolveScope, Settings, Shown, plain,
+};
+use anabranch_model::codec::decode_record;
+use anabranch_model::{Content, Hlc, Record, ReplicaId, Uid};
+
+pub(crate) use random::Random;
+
+pub(crate) const PAGE_BYTES: usize = 1 << 20;
+
+/// The file content that stands for a value.
+pub(crate) fn content(value: u64) -> Content {
+    let mut hash = [0; 32];
+    hash[..8].copy_from_slice(&value.to_be_bytes());
+    Content::File { size: value, hash }
+}
+
+pub(crate) fn value(content: &Content) -> u64 {
+    match content {
+        Content::File { size, .. } => *size,
+        Content::Symlink { .. } => unreachable!("no history makes one"),
+    }
+}
+
+pub(crate) struct Replica {
+    pub(crate) records: Records<MemoryKv>,
+    pub(crate) letter: u8,
+    skew: i64,
+    policy: Policy,
+    /// Values that were preserved as unseen.
+    pub(crate) preserved: BTreeSet<u64>,
+    mirror: BTreeMap<Uid, (Option<Record>, Option<Shown>)>,
+    /// What is wrong with the view, if anything was.
+    pub(crate) wrong: Option<String>,
+    /// Compare the view with the plain one after each step.
+    pub(crate) watch: bool,
+}
+
+impl Replica {
+    pub(crate) fn new(letter: u8, skew: i64, policy: Policy) -> Self {
+        let records = Records::create(MemoryKv::default(), ReplicaId([letter; 16]), settings(letter, policy)).unwrap();
+        Self {
+            records,
+            letter,
+            skew,
+            policy,
+            preserved: BTreeSet::new(),
+            mirror: BTreeMap::new(),
+            wrong: None,
+            watch: true,
+        }
+    }
+
+    /// The clock here.
+    pub(crate) fn clock(&self, now: i64) -> Hlc {
+        Hlc((1000 + now + self.skew).cast_unsigned())
+    }
+
+    pub(crate) fn all(&self) -> BTreeMap<Uid, Record> {
+        let records = self.records.records(None, usize::MAX).unwrap();
+        records.into_iter().map(|record| (record.uid, record)).collect()
+    }
+
+    /// What must be equal everywhere: all but the flags that say that maps were joined.
+    pub(crate) fn state(&self) -> BTreeMap<Uid, Record> {
+        let mut all = self.all();
+        for record in all.values_mut() {
+            record.placement.written.merged = false;
+            if let Some(content) = &mut record.content {
+                content.written.merged = false;
+            }
+            if let Some(attributes) = &mut record.attributes {
+                attributes.written.merged = false;
+            }
+        }
+        all
+    }
+
+    pub(crate) fn view(&self) -> plain::Tree {
+        plain::view(&self.all(), self.policy)
+    }
+
+    /// Runs one transaction, and looks at the view afterwards.
+    pub(crate) fn step<T>(&mut self, act: impl FnOnce(&mut Records<MemoryKv>) -> T) -> T {
+        self.records.begin().unwrap();
+        let out = act(&mut self.records);
+        self.records.commit().unwrap();
+        if self.watch {
+            self.look();
+        }
+        out
+    }
+
+    fn look(&mut self) {
+        let all = self.all();
+        for uid in self.records.drain_touched() {
+            let now = (all.get(&uid).cloned(), self.records.shown(uid).unwrap());
+            self.mirror.insert(uid, now);
+        }
+        if let Err(wrong) = check::view(&self.records, &all, self.policy, &self.mirror) {
+            self.wrong.get_or_insert(wrong);
+        }
+    }
+
+    /// A crash, and what the database says after it.
+    pub(crate) fn restart(&mut self) {
+        let kv = self.records.kv().committed();
+        self.records = Records::open(kv, settings(self.letter, self.policy)).unwrap().unwrap();
+        if self.watch {
+            self.look();
+        }
+    }
+
+    pub(crate) fn resolve(&mut self, now: i64, scope: ResolveScope) {
+        let (now, mut preserved) = (self.clock(now), Vec::new());
+        self.step(|records| {
+            records
+                .resolve_each(now, scope, &mut |records, resolution| {
+                    if let Resolution::Deleted { uid, winner } = resolution {
+                        let value = |uid| Ok(records.record(uid)?.and_then(|r| r.content).map(|c| value(&c.value)));
+                        let (lost, won) = (value(uid)?, value(winner)?);
+                        preserved.extend(lost.filter(|_| lost != won));
+                    }
+                    Ok(())
+                })
+                .unwrap()
+        });
+        self.preserved.extend(preserved);
+    }
+
+    /// A pass, or a part of it of at most `limit` rows, which then is kept for the next time or dropped.
+    pub(crate) fn pull(&mut self, upstream: &Records<MemoryKv>, limit: Option<usize>, keep: bool, now: i64) {
+        let (now, mut lost, from) = (self.clock(now), Vec::new(), upstream.replica());
+        self.step(|records| {
+            for page in 0.. {
+                if limit.is_some_and(|limit| page >= limit) {
+                    if !keep {
+                        records.drop_pass(from).unwrap();
+                    }
+                    break;
+                }
+                let reached = records.pass_state(from).unwrap().reached;
+                let bytes = if limit.is_some() { 1 } else { PAGE_BYTES };
+                let page = upstream.page(reached, records.known(), bytes).unwrap();
+                for row in &page.rows {
+                    records.lay_aside(from, &decode_record(row, &page.dictionary).unwrap()).unwrap();
+                }
+                records.set_reached(from, page.through).unwrap();
+                if let Some(known) = page.complete {
+                    let each = &mut |taken: &anabranch_engine::Taken| {
+                        lost.extend(taken.lost_content.as_ref().map(|c| value(&c.value)));
+                    };
+                    let end = records.complete_pass_with(from, page.through, &known, now, u64::MAX, each);
+                    assert!(matches!(end.unwrap(), PassEnd::Complete(_)));
+                    break;
+                }
+            }
+        });
+        self.preserved.extend(lost);
+    }
+}
+
+fn settings(letter: u8, policy: Policy) -> Settings {
+    Settings { policy, author: char::from(letter).to_string().into(), ..Settings::default() }
+}
+
+/// Two different replicas.
+pub(crate) fn two(replicas: &mut [Replica], here: usize, upstream: usize) -> (&mut Replica, &Replica) {
+    let [here, upstream] = replicas.get_disjoint_mut([here, upstream]).unwrap();
+    (here, upstream)
+}
+
+/// Who pulls from whom: everybody from everybody, or only along a chain, or from a hub. Pairs of places in `order`.
+pub(crate) fn connect(random: &mut Random, order: &[usize]) -> Vec<(usize, usize)> {
+    let shape = random.below(3);
+    let mut links = Vec::new();
+    for i in 0..order.len() {
+        for k in 0..i {
+            if shape == 0 || shape == 1 && i - k == 1 || shape == 2 && k == 0 {
+                links.push((order[i], order[k]));
+            }
+        }
+    }
+    let back: Vec<_> = links.iter().map(|&(i, k)| (k, i)).collect();
+    links.extend(back);
+    links
+}
+
+/// A pass between two replicas, perhaps cut, perhaps one that goes on. Says who pulled.
+pub(crate) fn exchange(random: &mut Random, replicas: &mut [Replica], links: &[(usize, usize)], now: i64) -> usize {
+    let &(here, upstream) = random.choice(links);
+    let limit = *random.choice(&[None, None, Some(1), Some(2), Some(3), Some(5)]);
+    let keep = random.chance(70);
+    let (one, other) = two(replicas, here, upstream);
+    one.pull(&other.records, limit, keep, now);
+    if random.chance(50) {
+        let scope = if random.chance(50) { ResolveScope::Own } else { ResolveScope::All };
+        one.resolve(now, scope);
+    }
+    if random.chance(3) {
+        one.restart();
+    }
+    here
+}
+
+/// Changes have stopped, and everybody hears everybody, directly or not: do they come to one state?
+pub(crate) fn settle(replicas: &mut [Replica], links: &[(usize, usize)], now: i64) -> bool {
+    for _ in 0..60 {
+        for &(here, upstream) in links {
+            let (here, upstream) = two(replicas, here, upstream);
+            here.pull(&upstream.records, None, true, now);
+        }
+        for here in &mut *replicas {
+            here.resolve(now, ResolveScope::All);
+        }
+        let (state, known) = (replicas[0].state(), replicas[0].records.known().clone());
+        if replicas.iter().all(|r| *r.records.known() == known && r.state() == state) {
+            return true;
+        }
+    }
+    false
+}
