@@ -55,6 +55,7 @@ impl Lane {
             | Message::AskBucket { .. }
             | Message::Bucket { .. }
             | Message::AskRecords { .. }
+            | Message::Echo(_)
             | Message::Records { .. } => Self::Control,
         }
     }
@@ -400,7 +401,7 @@ fn cost_bytes(message: &Message) -> usize {
         Message::Held { uids } | Message::AskRecords { uids, .. } => 24 * uids.len(),
         Message::Refused { reason } => reason.len(),
         Message::Records { present, .. } => present.len() / 8,
-        Message::Grown { .. } | Message::AskSums { .. } | Message::AskBucket { .. } => 0,
+        Message::Grown { .. } | Message::AskSums { .. } | Message::AskBucket { .. } | Message::Echo(_) => 0,
     }
 }
 

@@ -126,6 +126,8 @@ pub enum Message {
         /// Its knowledge, of the same instant.
         known: Knowledge,
     },
+    /// Downstream, once it knows who answers: the last mark of the upstream that it was given.
+    Echo(Mark),
     /// Either: cannot go on with this folder, and why. Another try is made later.
     Refused {
         /// A full sentence for the administrator.

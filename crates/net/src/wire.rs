@@ -35,6 +35,7 @@
 //! | 14 | AskRecords | 1 request, 2 UIDs (24 bytes each, distinct) |
 //! | 15 | Records | 1 request, 2 count, 3 bits (the first is the lowest of the first byte; the rest of the last byte is 0) |
 //! | 16 | Held | 1 UIDs (24 bytes each) |
+//! | 17 | Echo | 1 mark |
 //!
 //! Unknown fields are ignored, unknown kinds are [`PeerError::Unknown`]. Decoders take any bytes: limits are checked
 //! before anything is allocated.
@@ -178,6 +179,7 @@ enum Body {
     AskRecords(proto::AskRecords),
     Records(proto::Records),
     Held(proto::Held),
+    Echo(proto::Echo),
 }
 
 macro_rules! bodies {
@@ -226,6 +228,7 @@ bodies! {
     14 AskRecords ASK_RECORDS,
     15 Records RECORDS,
     16 Held HELD,
+    17 Echo ECHO,
 }
 
 impl Body {
@@ -308,6 +311,7 @@ impl Body {
             Message::Held { uids } => {
                 Self::Held(proto::Held { uids: uids.iter().flat_map(|uid| version_bytes(uid.0)).collect() })
             }
+            Message::Echo(mark) => Self::Echo(proto::Echo { mark: Some(put_mark(mark)) }),
         }
     }
 }
@@ -377,6 +381,7 @@ fn message(kind: u32, body: Bytes, folder: FolderId) -> Result<Message, PeerErro
         Body::Held(m) => {
             Message::Held { uids: rows(&m.uids, "the list of UIDs")?.map(|bytes| Uid(version_of(bytes))).collect() }
         }
+        Body::Echo(m) => Message::Echo(mark(m.mark)?),
     })
 }
 

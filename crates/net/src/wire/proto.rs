@@ -225,6 +225,12 @@ pub(super) struct Held {
     pub(super) uids: Bytes,
 }
 
+#[derive(Clone, PartialEq, prost::Message)]
+pub(super) struct Echo {
+    #[prost(message, optional, tag = "1")]
+    pub(super) mark: Option<Mark>,
+}
+
 /// How often a field may come, and how long it may be where it has a length.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limit {
@@ -323,6 +329,7 @@ pub(super) const BUCKET: &[Limit] = &[number(1, "a request"), bytes(2, "a bucket
 pub(super) const ASK_RECORDS: &[Limit] = &[number(1, "a request"), bytes(2, "the list of UIDs", 24 * RECORDS_MAX)];
 pub(super) const RECORDS: &[Limit] =
     &[number(1, "a request"), number(2, "a count"), bytes(3, "the list of bits", RECORDS_MAX / 8)];
+pub(super) const ECHO: &[Limit] = &[one(1, "the mark", MARK)];
 pub(super) const HELD: &[Limit] = &[bytes(1, "the list of UIDs", 24 * WANTS_MAX)];
 
 /// Walks a message and what is nested in it, and refuses what passes the limits. Fields that are not in the table
@@ -416,6 +423,7 @@ mod tests {
             ASK_RECORDS,
             RECORDS,
             HELD,
+            ECHO,
         ] {
             depth_first(table);
         }

@@ -58,7 +58,8 @@ impl Random {
     }
 
     fn message(&mut self) -> Message {
-        match self.below(16) {
+        match self.below(17) {
+            15 => Message::Echo(self.mark()),
             0 => Message::Open {
                 member: self.text(),
                 replica: ReplicaId(self.array()),
@@ -262,6 +263,7 @@ fn golden() -> Vec<(u8, Message, &'static str)> {
             },
             "0801 100a 1a02 8102",
         ),
+        (17, Message::Echo(Mark::default()), "0a34 0a10 00*16 1a20 00*32"),
         (16, Message::Held { uids: vec![Uid(version_named(1, 2))] }, "0a18 01*16 0200000000000000"),
     ]
 }
