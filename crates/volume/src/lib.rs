@@ -2,3 +2,5 @@
 pub mod fs;
 pub mod linux;
 pub mod simulated;
+pub mod walk;
+pub mod watch;

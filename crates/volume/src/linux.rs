@@ -33,8 +33,10 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps, 
 
 use crate::fs::{Abilities, Entry, Fs, Lease, Object, Room, Stat};
 
+pub(crate) use locate::Whereabouts;
 use look::Place;
 use open::component;
+pub(crate) use open::proc_path;
 
 /// A replicated folder's root on a real file system. Cheap to clone; all clones are one.
 #[derive(Clone)]
@@ -103,7 +105,7 @@ impl LinuxFs {
         let fd = rustix::fs::open(&path, flags, Mode::empty())?;
         let readable =
             rustix::fs::openat(&fd, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-        if rustix::fs::statx(CWD, open::proc_path(fd.as_fd()).path(), AtFlags::empty(), look::MASK).is_err() {
+        if rustix::fs::statx(CWD, proc_path(fd.as_fd()).path(), AtFlags::empty(), look::MASK).is_err() {
             return Err(io::Error::new(io::ErrorKind::NotFound, "/proc is not mounted: attributes need it"));
         }
         let (place, object) = look::root(fd.as_fd())?;
@@ -141,6 +143,21 @@ impl LinuxFs {
     /// The root, opened for reading: for marks and for opening by handle.
     pub(crate) fn root_readable(&self) -> BorrowedFd<'_> {
         self.inner.readable.as_fd()
+    }
+
+    /// Is this a network file system, which others change without this kernel's seeing it?
+    pub(crate) fn is_remote(&self) -> io::Result<bool> {
+        look::is_remote(self.root_readable())
+    }
+
+    /// Enumerates once, whatever changes meanwhile: for who hears of changes by other means.
+    pub(crate) fn list_once(&self, dir: &LinuxDir) -> io::Result<Vec<Entry>> {
+        open::list_unsteady(dir.as_fd())
+    }
+
+    /// Where a directory is, as far as a look at its path tells.
+    pub(crate) fn whereabouts(&self, directory: &Object) -> Whereabouts {
+        locate::whereabouts(self.root_readable(), directory)
     }
 }
 

@@ -51,8 +51,34 @@ pub(super) fn locate(fs: &LinuxFs, object: &Object) -> io::Result<Option<(Object
     Err(unknown())
 }
 
+/// Where a directory is, as far as a look at its path tells: quicker than [`locate`], and not verified.
+pub(crate) enum Whereabouts {
+    /// Beneath the root, at this path relative to it (empty: the root).
+    Inside(Vec<u8>),
+    /// Elsewhere.
+    Outside,
+    /// It exists no more.
+    Gone,
+    /// It cannot be told.
+    Unknown,
+}
+
+/// Looks where a directory is.
+pub(super) fn whereabouts(root: BorrowedFd<'_>, directory: &Object) -> Whereabouts {
+    let fd = match handle::open(root, directory) {
+        Ok(fd) => fd,
+        Err(Errno::STALE | Errno::NOENT) => return Whereabouts::Gone,
+        Err(_) => return Whereabouts::Unknown,
+    };
+    match beneath_root(root, fd.as_fd()) {
+        Ok(Some(path)) => Whereabouts::Inside(path),
+        Ok(None) => Whereabouts::Outside,
+        Err(_) => Whereabouts::Unknown,
+    }
+}
+
 /// The path of `fd` relative to the root; `None` when the kernel does not place it beneath the root. Empty for the root.
-pub(crate) fn beneath_root(root: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
+fn beneath_root(root: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<Option<Vec<u8>>> {
     let root = open::proc_link(root)?;
     let path = open::proc_link(fd)?;
     if root == path {

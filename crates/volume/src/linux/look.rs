@@ -23,6 +23,9 @@ const SUBVOLUME_LEFT_OUT: u64 = 2;
 /// `f_type` of btrfs.
 const BTRFS_MAGIC: u64 = 0x9123_683e;
 
+/// `f_type` of NFS, SMB (old and new), 9p, Ceph and AFS.
+const REMOTE_MAGICS: [u64; 6] = [0x6969, 0xff53_4d42, 0xfe53_4d42, 0x0102_1997, 0x00c3_6400, 0x5346_414f];
+
 /// Which part of which file system the root is in: what is elsewhere is foreign.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Place {
@@ -59,6 +62,11 @@ pub(super) fn root(fd: BorrowedFd<'_>) -> io::Result<(Place, Object)> {
         handles: handle.is_some(),
     };
     Ok((place, handle.unwrap_or_else(|| handle::fallback(&s))))
+}
+
+/// Is this directory on a network file system?
+pub(super) fn is_remote(fd: BorrowedFd<'_>) -> io::Result<bool> {
+    Ok(REMOTE_MAGICS.contains(&(rustix::fs::fstatfs(fd)?.f_type as u64)))
 }
 
 /// Looks at an entry by its name; `None` when it is absent.

@@ -97,6 +97,11 @@ pub(super) fn list(dir: BorrowedFd<'_>) -> io::Result<Vec<Entry>> {
     Err(io::Error::new(io::ErrorKind::ResourceBusy, "the directory changes faster than it can be enumerated"))
 }
 
+/// Enumerates once. An entry that stands still is shown; one that is renamed meanwhile may not be.
+pub(super) fn list_unsteady(dir: BorrowedFd<'_>) -> io::Result<Vec<Entry>> {
+    list_once(readable(dir)?.as_fd(), &mut vec![MaybeUninit::uninit(); LIST_BUFFER])
+}
+
 fn list_once(fd: BorrowedFd<'_>, buffer: &mut [MaybeUninit<u8>]) -> io::Result<Vec<Entry>> {
     let mut entries = Vec::new();
     let mut raw = RawDir::new(fd, buffer);
@@ -125,13 +130,13 @@ pub(super) fn kind(file_type: FileType) -> Option<Kind> {
 }
 
 /// The path of an open descriptor in `/proc`: the way to act on a pinned entry with calls that take only paths.
-pub(super) struct ProcPath {
+pub(crate) struct ProcPath {
     bytes: [u8; 32],
     length: usize,
 }
 
 /// The path of this descriptor; valid as long as it is open.
-pub(super) fn proc_path(fd: BorrowedFd<'_>) -> ProcPath {
+pub(crate) fn proc_path(fd: BorrowedFd<'_>) -> ProcPath {
     use io::Write as _;
     let mut bytes = [0; 32];
     let mut rest = &mut bytes[..];
@@ -142,7 +147,7 @@ pub(super) fn proc_path(fd: BorrowedFd<'_>) -> ProcPath {
 
 impl ProcPath {
     /// The path.
-    pub(super) fn path(&self) -> &[u8] {
+    pub(crate) fn path(&self) -> &[u8] {
         &self.bytes[..self.length]
     }
 }

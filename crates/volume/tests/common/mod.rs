@@ -3,6 +3,8 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 #![allow(clippy::print_stdout, reason = "a test that leaves something out says so")]
 
+pub(crate) mod mirror;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
