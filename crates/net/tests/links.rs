@@ -1,4 +1,5 @@
 //! Two members over loopback, as the program uses them.
+#![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::net::SocketAddr;
 use std::sync::Arc;
