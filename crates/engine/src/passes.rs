@@ -117,14 +117,15 @@ impl<K: Kv> Records<K> {
         loop {
             let from = keys::change(ChangeNumber(out.through.0.saturating_add(1)));
             let changes = self.kv.range(Table::Changes, &from, None, CHUNK)?;
-            if changes.is_empty() || broken(Rule::APassEndsWhereNothingIsNewer) && bytes >= bytes_max {
+            if changes.is_empty() {
                 out.through = out.through.max(self.counters.number);
                 out.complete = Some(self.known.clone());
                 return Ok(out);
             }
             for (key, uid) in changes {
-                if bytes >= bytes_max && !broken(Rule::APassEndsWhereNothingIsNewer) || looked_at >= ROWS_LOOKED_AT_MAX
-                {
+                if bytes >= bytes_max || looked_at >= ROWS_LOOKED_AT_MAX {
+                    let ends = broken(Rule::APassEndsWhereNothingIsNewer);
+                    out.complete = ends.then(|| self.known.clone());
                     return Ok(out);
                 }
                 let value = self.kv.get(Table::Records, &uid)?;

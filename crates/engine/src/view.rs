@@ -361,10 +361,12 @@ impl<K: Kv> Records<K> {
         if self.view.marks.len() >= MARKS_MAX { self.settle() } else { Ok(()) }
     }
 
-    /// [`Self::leave`] for a thing that has entered its new slot: which may be the same one, if only its author differs.
+    /// [`Self::leave`] for a thing that has entered its new slot: which may be the same one, if only its author differs, or
+    /// the further one that it had under its derived name.
     fn leave_for(&mut self, uid: Uid, old: &Place, new: &Place, derived: &mut Derived) -> Result<(), KvError> {
+        let lost = derived.loser.is_some();
         self.leave(uid, old, derived)?;
-        if (old.parent, &old.name) == (new.parent, &new.name) {
+        if lost || (old.parent, &old.name) == (new.parent, &new.name) {
             self.enter(uid, new, derived)?;
         }
         Ok(())

@@ -20,14 +20,14 @@ pub(crate) fn view(
     mirror: &BTreeMap<Uid, (Option<Record>, Option<Shown>)>,
 ) -> Result<(), String> {
     let tree = plain::view(all, policy);
-    let live: BTreeSet<Uid> = tree.merged.values().flatten().chain(tree.shown.keys()).chain(tree.losers.keys()).copied().collect();
+    let live: BTreeSet<Uid> =
+        tree.merged.values().flatten().chain(tree.shown.keys()).chain(tree.losers.keys()).copied().collect();
     for &uid in all.keys() {
         let shown = records.shown(uid).unwrap();
         same!(format!("shown {uid:?}"), shown.as_ref(), tree.shown.get(&uid));
         let loser = records.loser(uid).unwrap();
-        let beside = policy == Policy::KeepBeside
-            && tree.moved.contains_key(&uid)
-            && !all[&uid].placement.value.directory;
+        let beside =
+            policy == Policy::KeepBeside && tree.moved.contains_key(&uid) && !all[&uid].placement.value.directory;
         same!(format!("loser {uid:?}"), loser.is_some(), beside || tree.losers.contains_key(&uid));
         if policy == Policy::Preserve {
             same!(format!("winner over {uid:?}"), loser.as_ref(), tree.losers.get(&uid));

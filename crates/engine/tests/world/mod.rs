@@ -12,9 +12,7 @@ pub(crate) mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_engine::{
-    MemoryKv, PassEnd, Policy, Records, Resolution, ResolveScope, Settings, Shown, plain,
-};
+use anabranch_engine::{MemoryKv, PassEnd, Policy, Records, Resolution, ResolveScope, Settings, Shown, plain};
 use anabranch_model::codec::decode_record;
 use anabranch_model::{Content, Hlc, Record, ReplicaId, Uid};
 

@@ -107,11 +107,7 @@ impl Users {
             let Some(place) = tree.shown.get(&above) else { break };
             above = place.parent;
         }
-        if !tree.shown.contains_key(&uid)
-            || above != Uid::ROOT
-            || !target.is_empty() && !over
-            || target == [uid]
-        {
+        if !tree.shown.contains_key(&uid) || above != Uid::ROOT || !target.is_empty() && !over || target == [uid] {
             return;
         }
         for one in target {
