@@ -1,4 +1,4 @@
-//! The metadata database: [`anabranch_engine::kv::Kv`] kept by SQLite.
+//! The metadata database: [`anabranch_engine::kv::Kv`] kept by SQLite ([`SqliteKv`]), or in memory ([`MemoryKv`]).
 //!
 //! Owns the database file of one membership, its lock, its schema and how a schema is upgraded. It must never know what
 //! the tables mean: keys and values are bytes, and what they hold is decided in `engine` and `model`.
@@ -22,4 +22,5 @@ mod lock;
 mod schema;
 mod sqlite;
 
+pub use anabranch_engine::MemoryKv;
 pub use sqlite::{Opened, Options, SCHEMA, SqliteKv};

@@ -1,4 +1,4 @@
-//! The database against plain maps, under operations at random; and what a copy of its files, whole or cut, opens to.
+//! Both databases against plain maps, under operations at random; and what a copy of its files, whole or cut, opens to.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::collections::BTreeMap;
@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use anabranch_engine::kv::{Kv, Pair, Table};
-use anabranch_store::{Options, SqliteKv};
+use anabranch_store::{MemoryKv, Options, SqliteKv};
 use proptest::prelude::*;
 
 /// So little cache that pages of an open transaction go to the log before its commit.
@@ -58,7 +58,7 @@ fn rows(model: &Model, table: Table) -> Vec<Pair> {
     model.iter().filter(|((t, _), _)| *t == table).map(|((_, k), v)| (k.clone(), v.clone())).collect()
 }
 
-fn content(kv: &SqliteKv) -> Model {
+fn content(kv: &impl Kv) -> Model {
     let all = |t| kv.range(t, b"", None, usize::MAX).unwrap().into_iter().map(move |(k, v)| ((t, k), v));
     TABLES.into_iter().flat_map(all).collect()
 }
@@ -71,37 +71,48 @@ fn copy(from: &Path, to: &Path, log_bytes: Option<usize>) {
     fs::write(log(to), bytes).unwrap();
 }
 
+fn begin(one: &mut impl Kv, other: &mut impl Kv) {
+    one.begin().unwrap();
+    other.begin().unwrap();
+}
+
 fn run(steps: Vec<Step>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("database.db");
     let (mut kv, _) = SqliteKv::open(&path, SMALL).unwrap();
+    let mut memory = MemoryKv::default();
     let (mut committed, mut model) = (Model::new(), Model::new());
-    kv.begin().unwrap();
+    begin(&mut kv, &mut memory);
     for (at, step) in steps.into_iter().enumerate() {
         match step {
             Step::Put(table, key, value) => {
                 kv.put(table, &key, &value).unwrap();
+                memory.put(table, &key, &value).unwrap();
                 model.insert((table, key), value);
             }
             Step::Delete(table, key) => {
                 kv.delete(table, &key).unwrap();
+                memory.delete(table, &key).unwrap();
                 model.remove(&(table, key));
             }
             Step::Commit => {
                 kv.commit().unwrap();
+                memory.commit().unwrap();
                 committed = model.clone();
-                kv.begin().unwrap();
+                begin(&mut kv, &mut memory);
             }
             Step::Rollback => {
                 kv.rollback().unwrap();
+                memory.rollback().unwrap();
                 model = committed.clone();
-                kv.begin().unwrap();
+                begin(&mut kv, &mut memory);
             }
             Step::Reopen => {
                 drop(kv);
                 (kv, _) = SqliteKv::open(&path, SMALL).unwrap();
+                memory = memory.committed();
                 model = committed.clone();
-                kv.begin().unwrap();
+                begin(&mut kv, &mut memory);
             }
             Step::Copy => {
                 let other = dir.path().join(format!("copy{at}.db"));
@@ -113,13 +124,15 @@ fn run(steps: Vec<Step>) {
                 let all = rows(&model, table);
                 let inside = |k: &Vec<u8>| *k >= from && to.as_ref().is_none_or(|to| k < to);
                 let expected: Vec<Pair> = all.iter().filter(|(k, _)| inside(k)).take(limit).cloned().collect();
-                assert_eq!(kv.range(table, &from, to.as_deref(), limit).unwrap(), expected);
-                assert_eq!(kv.last(table).unwrap(), all.last().cloned());
-                assert_eq!(kv.get(table, &from).unwrap(), model.get(&(table, from)).cloned());
+                for kv in [&kv as &dyn Kv, &memory] {
+                    assert_eq!(kv.range(table, &from, to.as_deref(), limit).unwrap(), expected);
+                    assert_eq!(kv.last(table).unwrap(), all.last().cloned());
+                    assert_eq!(kv.get(table, &from).unwrap(), model.get(&(table, from.clone())).cloned());
+                }
             }
         }
     }
-    assert!(content(&kv) == model);
+    assert!(content(&kv) == model && content(&memory) == model);
     kv.check().unwrap();
 }
 
