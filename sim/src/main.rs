@@ -1,1 +1,172 @@
-fn main() {}
+//! The simulator: whole members on simulated disks, clocks and networks, from one seed each.
+//!
+//! Owns the faults, the people and the questions; the members are the real ones. It must never decide anything for a
+//! member, and nothing but the seed may decide anything for it.
+//!
+//! ```text
+//! plan (from the seed) -> world: members (machine, disk, database, clock, people), network, troubles
+//!                      -> mend everything -> rest -> oracle: design, section 19
+//! ```
+
+mod counters;
+mod history;
+mod kv;
+mod machine;
+mod network;
+mod oracle;
+mod plan;
+mod replica;
+#[cfg(test)]
+mod tests;
+mod trace;
+mod trouble;
+mod users;
+mod world;
+
+use std::io::Write;
+use std::panic::AssertUnwindSafe;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+
+use counters::Counters;
+use history::Outcome;
+use oracle::Violation;
+use plan::Plan;
+
+/// Runs histories of simulated members and asserts the invariants of the design's section 19.
+///
+/// Exits with 0 when all held, with 1 when one did not; then it says which command replays the history.
+#[derive(Parser, Debug)]
+struct Options {
+    /// Seeds from the first up to, not including, the second: `0..1000`.
+    #[arg(long, value_parser = range, conflicts_with = "seed")]
+    seeds: Option<(u64, u64)>,
+    /// One seed.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Prints the history.
+    #[arg(long, requires = "seed")]
+    print: bool,
+    /// Threads.
+    #[arg(long, default_value_t = 2)]
+    jobs: usize,
+    /// Stops after so many minutes, whatever is left.
+    #[arg(long)]
+    minutes: Option<u64>,
+    /// Goes on after a failure, and counts failures.
+    #[arg(long)]
+    keep_going: bool,
+    /// Runs each history twice and compares.
+    #[arg(long)]
+    twice: bool,
+    /// Prints the table of what occurred.
+    #[arg(long)]
+    table: bool,
+}
+
+fn range(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").ok_or("write FROM..TO")?;
+    let number = |t: &str| t.parse::<u64>().map_err(|e| e.to_string());
+    let (from, to) = (number(from)?, number(to)?);
+    if from < to { Ok((from, to)) } else { Err("the range is empty".into()) }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    match options.seed {
+        Some(seed) => one(seed, &options),
+        None => many(&options),
+    }
+}
+
+/// Runs a history; a panic in a member is a violation like any other.
+fn guarded(seed: u64, print: bool) -> Outcome {
+    let run = || history::run(Plan::of(seed), &replica::open, print);
+    std::panic::catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|cause| {
+        let text = cause
+            .downcast_ref::<String>()
+            .cloned()
+            .or_else(|| cause.downcast_ref::<&str>().map(|s| (*s).to_owned()))
+            .unwrap_or_else(|| "a panic".into());
+        let violations = vec![Violation { invariant: "Progress", text: format!("panic: {text}") }];
+        Outcome { violations, counters: Counters::default(), digest: 0, lines: Vec::new() }
+    })
+}
+
+fn tell(text: std::fmt::Arguments<'_>) {
+    // A reader that went away is no error.
+    let _ = writeln!(std::io::stdout().lock(), "{text}");
+}
+
+fn one(seed: u64, options: &Options) -> ExitCode {
+    let outcome = guarded(seed, options.print);
+    outcome.lines.iter().for_each(|line| tell(format_args!("{line}")));
+    if options.table {
+        tell(format_args!("{}", outcome.counters));
+    }
+    for Violation { invariant, text } in &outcome.violations {
+        tell(format_args!("seed {seed}: {invariant}: {text}"));
+    }
+    tell(format_args!("seed {seed}: digest {:016x}", outcome.digest));
+    if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn many(options: &Options) -> ExitCode {
+    // Without seeds, fresh ones: the time of day is as good as any, and is printed.
+    let fresh = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let (from, to) = options.seeds.unwrap_or_else(|| (fresh() * 1_000_000, u64::MAX));
+    let begun = Instant::now();
+    let until = options.minutes.map(|m| begun + Duration::from_secs(60 * m));
+    let next = AtomicU64::new(from);
+    let stop = AtomicBool::new(false);
+    let sums = Mutex::new((Counters::default(), 0_u64, 0_u64));
+    std::thread::scope(|scope| {
+        for _ in 0..options.jobs.max(1) {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to {
+                        break;
+                    }
+                    let mut outcome = guarded(seed, false);
+                    if options.twice && guarded(seed, false).digest != outcome.digest {
+                        let text = "the same seed gave another history".into();
+                        outcome.violations.push(Violation { invariant: "Determinism", text });
+                    }
+                    let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                    sums.0.join(&outcome.counters);
+                    sums.1 += 1;
+                    if let Some(Violation { invariant, text }) = outcome.violations.first() {
+                        sums.2 += 1;
+                        tell(format_args!("FAILED {invariant}: {text}\n  replay: sim --seed {seed} --print"));
+                        if !options.keep_going {
+                            stop.store(true, Ordering::Relaxed);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let (counters, histories, failed) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
+    if options.table {
+        tell(format_args!("{counters}"));
+    }
+    let never: Vec<&str> = counters.never().collect();
+    if !never.is_empty() {
+        tell(format_args!("never occurred: {}", never.join(", ")));
+    }
+    let per = |name: &str| counters.of(name) as f64 / histories.max(1) as f64;
+    tell(format_args!(
+        "{histories} histories from seed {from} in {:.0} s, {failed} failed; in each, on average: {:.0} operations, {:.2} power cuts, {:.2} partitions, {:.2} broken passes",
+        begun.elapsed().as_secs_f64(),
+        per("operations"),
+        per("power cuts"),
+        per("trouble: Partition"),
+        per("broken passes"),
+    ));
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -54,7 +54,6 @@ use anabranch_model::Timestamp;
 
 pub use crash::{Changed, Damage, Vanished, Wreck};
 pub use faults::{Call, Fault, Faults, Power};
-pub use hints::Hint;
 pub use rng::Rng;
 pub use users::{Deed, Mode, Thing, Tree, TreeEntry, UserHandle};
 
@@ -248,6 +247,12 @@ impl SimFs {
     /// Changes what kind of file system it is.
     pub fn configure<R>(&self, with: impl FnOnce(&mut DiskConfig) -> R) -> R {
         with(&mut self.disk().config)
+    }
+
+    /// Bytes in use.
+    #[must_use]
+    pub fn used(&self) -> u64 {
+        self.disk().state.used
     }
 
     /// Whether the volume is mounted where the folder's root is. While it is not, the path shows an empty directory;

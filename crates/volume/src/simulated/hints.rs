@@ -4,28 +4,7 @@ use std::collections::BTreeMap;
 
 use super::SimFs;
 use super::disk::{Disk, Name};
-use crate::fs::Object;
-
-/// What the watcher says.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Hint {
-    /// This entry may have changed.
-    Entry {
-        /// The directory it is in.
-        directory: Object,
-        /// Its name there.
-        name: Vec<u8>,
-        /// Somebody who could write closed it.
-        closed_after_write: bool,
-    },
-    /// Any entry of this directory may have changed.
-    Directory {
-        /// Which.
-        directory: Object,
-    },
-    /// Anything may have changed.
-    Everything,
-}
+use crate::watch::Hint;
 
 /// Entries that may have changed, merged: they say nothing of order (design, section 5).
 #[derive(Clone, Debug, Default)]

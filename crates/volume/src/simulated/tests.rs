@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use super::conformance::conformance;
 use super::*;
 use crate::fs::{Fs, Lease};
+use crate::watch::Hint;
 
 fn disk(seed: u64) -> SimFs {
     SimFs::new(DiskConfig::default(), SimClock::at(1_700_000_000_123_456_789), seed)

@@ -149,6 +149,7 @@ impl Disk {
         for next in parts {
             dir = self.existing(dir, name)?;
             match self.inode(dir)?.kind {
+                Kind::Directory if self.inode(dir)?.foreign => return Err(error(libc::EXDEV)),
                 Kind::Directory => {}
                 Kind::Symlink => return Err(error(libc::ELOOP)),
                 Kind::File | Kind::Other => return Err(error(libc::ENOTDIR)),
@@ -247,7 +248,9 @@ impl Disk {
         match step {
             Step::Put { offset, bytes, stamps } => self.user_change(id, stamps, |data| {
                 let at = if append { data.bytes.len() } else { offset.unwrap_or(data.bytes.len()) };
-                data.write(&bytes, at);
+                // A mapping cannot make a file longer.
+                let room = if stamps { bytes.len() } else { data.bytes.len().saturating_sub(at).min(bytes.len()) };
+                data.write(&bytes[..room], at);
             }),
             Step::Close => {
                 if let Some(user) = self.users.remove(&id) {
@@ -340,6 +343,13 @@ impl SimFs {
         self.disk().user_step(handle.0, Step::Close);
     }
 
+    /// What is in files that users hold open for writing: not finished yet, and nobody's business.
+    #[must_use]
+    pub fn unfinished(&self) -> Vec<Thing> {
+        let disk = self.disk();
+        disk.users.values().filter_map(|u| disk.inode(u.inode).ok().and_then(Thing::of)).collect()
+    }
+
     /// Files that users hold open, or wait for.
     #[must_use]
     pub fn users_open(&self) -> usize {
@@ -406,6 +416,9 @@ impl SimFs {
     pub fn symlink(&self, path: &[u8], target: &[u8]) -> io::Result<()> {
         let mut disk = self.disk();
         let (dir, name) = disk.resolve(path)?;
+        if target.is_empty() || target.len() > 4095 || target.contains(&0) {
+            return Err(error(libc::EINVAL));
+        }
         let attributes = disk.default_attributes(0o777, disk.config.user);
         let data = Arc::new(Data::full(target.to_vec()));
         let number = disk.put_new(dir, name, |disk| disk.add_inode(Kind::Symlink, attributes, data))?;
@@ -485,6 +498,11 @@ impl SimFs {
         let number = disk.lookup(path)?;
         disk.inode_mut(number)?.foreign = mounted;
         Ok(())
+    }
+
+    /// Takes away all that was mounted over directories.
+    pub fn unmount_all(&self) {
+        self.disk().state.inodes.iter_mut().flatten().for_each(|inode| inode.foreign = false);
     }
 
     /// Makes one user's file durable, as a program does that calls `fsync`: data, and the names above it.

@@ -1,0 +1,160 @@
+//! One history from its seed: people and troubles, then mending, then rest, then the questions.
+
+use anabranch_volume::simulated::Tree;
+
+use crate::counters::Counters;
+use crate::machine::Opener;
+use crate::oracle::{AtRest, Violation};
+use crate::plan::Plan;
+use crate::world::{Event, World};
+
+/// How long the members have to come to rest after everything was mended: simulated microseconds, and events.
+const REST_TIME: u64 = 4 * 3_600_000_000;
+const REST_EVENTS: u64 = 2_000_000;
+/// How long nothing may happen before it counts as rest: longer than any delay before a resolution is written.
+const STILL: u64 = 130_000_000;
+
+/// What came of a history.
+pub struct Outcome {
+    /// What must not be; nothing is good.
+    pub violations: Vec<Violation>,
+    /// What occurred.
+    pub counters: Counters,
+    /// Equal seeds give equal digests.
+    pub digest: u64,
+    /// The printed history, where it was asked for.
+    pub lines: Vec<String>,
+}
+
+/// Runs a history.
+pub fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
+    let mut world = World::new(plan, open, print);
+    world.say_plan();
+    world.plan_troubles();
+    let start = world.rng.below(100_000);
+    world.at(start, Event::Begin);
+    world.at(1, Event::Look);
+    people(&mut world);
+    let writer = world.plan.writer;
+    let left = writer.map(|w| world.members[w].fs.tree());
+    world.heal();
+    rest(&mut world);
+    // What the writer left is what stands, if nothing of his was still under way when the tree was looked at.
+    ask(&mut world, left.as_ref());
+    figures(&mut world);
+    let counters = std::mem::take(&mut world.counters);
+    Outcome {
+        violations: std::mem::take(&mut world.violations),
+        counters,
+        digest: world.trace.digest(),
+        lines: world.trace.into_lines(),
+    }
+}
+
+/// Until people have done what they came for, and no program of theirs runs any more.
+fn people(world: &mut World<'_>) {
+    loop {
+        let done: u64 = world.members.iter().map(|m| m.crowd().done).sum();
+        if done >= world.plan.operations || world.now > 4 * world.plan.ends + 600_000_000 || !world.violations.is_empty() {
+            break;
+        }
+        if !world.step() {
+            break;
+        }
+    }
+    world.members.iter().for_each(|m| m.crowd().retired = true);
+    let until = world.now + 120_000_000;
+    while world.members.iter().any(|m| m.crowd().next().is_some()) && world.now < until && world.step() {}
+    // An open that waits for a lease ends when the lease does.
+    while world.members.iter().any(|m| m.fs.users_open() > 0) && world.now < until && world.step() {}
+}
+
+fn rest(world: &mut World<'_>) {
+    let (time, events) = (world.now + REST_TIME, world.events + REST_EVENTS);
+    let mut since: Option<u64> = None;
+    while world.violations.is_empty() {
+        let next = world.next();
+        if world.quiet() {
+            let from = *since.get_or_insert(world.now);
+            if next.is_none_or(|n| n > from + STILL) {
+                return;
+            }
+        } else {
+            since = None;
+        }
+        if world.now > time || world.events > events || !world.step() {
+            let mut text = String::from("no rest after everything was mended:");
+            for member in &world.members {
+                let waits = member.machine.as_ref().map_or(vec!["is down".to_owned()], |m| m.waits());
+                if !waits.is_empty() {
+                    text.push_str(&format!(" {}: {};", member.name, waits.join(", ")));
+                }
+            }
+            world.violations.push(Violation { invariant: "Progress", text });
+            return;
+        }
+    }
+}
+
+fn ask(world: &mut World<'_>, left: Option<&Tree>) {
+    for number in 0..world.members.len() {
+        world.look_at(number);
+    }
+    if !world.violations.is_empty() {
+        return;
+    }
+    let mut members = Vec::new();
+    for member in &world.members {
+        let Some(machine) = &member.machine else { continue };
+        match AtRest::of(&member.name, &member.fs, &**machine) {
+            Ok(at_rest) => members.push(at_rest),
+            Err(text) => world.violations.push(Violation { invariant: "Progress", text }),
+        }
+    }
+    let found = world.oracle.rest(&members, left, world.plan.staging_bytes);
+    world.violations.extend(found);
+}
+
+fn figures(world: &mut World<'_>) {
+    world.counters.count("histories");
+    world.counters.count(if world.plan.writer.is_some() { "histories with one writer" } else { "histories with many writers" });
+    world.counters.count(&format!("histories in a {:?}", world.plan.topology));
+    world.counters.count(&format!("histories of {} members", world.plan.members));
+    world.counters.add("events", world.events);
+    for member in &world.members {
+        let crowd = member.crowd();
+        world.counters.add("operations", crowd.done);
+        world.counters.add("operations in the middle of a call", crowd.interloped);
+        for (kind, count) in crowd.kinds() {
+            world.counters.add(&format!("user: {kind}"), count);
+        }
+        drop(crowd);
+        member.fs.faults(|faults| {
+            for (call, fault, count) in faults.all_happened() {
+                world.counters.add(&format!("fault: {fault:?} on {call:?}"), count);
+            }
+        });
+        for (what, count) in member.machine.iter().flat_map(|m| m.figures()) {
+            world.counters.add(&format!("replica: {what}"), count);
+        }
+    }
+}
+
+impl World<'_> {
+    fn say_plan(&mut self) {
+        let plan = self.plan.clone();
+        self.say(|| {
+            format!(
+                "seed {}: {} members in a {:?}, writer {:?}, {} operations in {} s, keep beside: {}, worst moment {}/1000",
+                plan.seed,
+                plan.members,
+                plan.topology,
+                plan.writer,
+                plan.operations,
+                plan.ends / 1_000_000,
+                plan.keep_beside,
+                plan.worst_moment
+            )
+        });
+    }
+}

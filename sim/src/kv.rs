@@ -1,0 +1,81 @@
+//! The database of a simulated machine: in memory, on the same power as its disk.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anabranch_engine::MemoryKv;
+use anabranch_engine::kv::{Kv, KvError, Pair, Table};
+use anabranch_volume::simulated::Power;
+
+/// A handle to a database. A commit is one step of the machine's [`Power`]: it happens whole, or not at all.
+#[derive(Clone)]
+pub struct SimKv {
+    inner: Arc<Mutex<MemoryKv>>,
+    power: Power,
+}
+
+impl SimKv {
+    /// An empty database.
+    pub fn new(power: Power) -> Self {
+        Self::with(MemoryKv::default(), power)
+    }
+
+    fn with(kv: MemoryKv, power: Power) -> Self {
+        Self { inner: Arc::new(Mutex::new(kv)), power }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, MemoryKv> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a crash now would leave.
+    pub fn image(&self) -> MemoryKv {
+        self.lock().committed()
+    }
+
+    /// A database with that content, of its own.
+    pub fn from_image(image: &MemoryKv, power: Power) -> Self {
+        Self::with(image.clone(), power)
+    }
+
+    fn off(doing: &'static str) -> KvError {
+        KvError::failed(doing, "the power is off")
+    }
+}
+
+impl Kv for SimKv {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        self.lock().get(table, key)
+    }
+
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+        self.lock().put(table, key, value)
+    }
+
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), KvError> {
+        self.lock().delete(table, key)
+    }
+
+    fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
+        self.lock().range(table, from, to, limit)
+    }
+
+    fn last(&self, table: Table) -> Result<Option<Pair>, KvError> {
+        self.lock().last(table)
+    }
+
+    fn begin(&mut self) -> Result<(), KvError> {
+        if self.power.is_on() { self.lock().begin() } else { Err(Self::off("begin")) }
+    }
+
+    fn commit(&mut self) -> Result<(), KvError> {
+        if self.power.step() {
+            return self.lock().commit();
+        }
+        self.lock().rollback()?;
+        Err(Self::off("commit"))
+    }
+
+    fn rollback(&mut self) -> Result<(), KvError> {
+        self.lock().rollback()
+    }
+}

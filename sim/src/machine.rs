@@ -1,0 +1,127 @@
+//! What the world needs of a member's replica: events in, actions out, and a look at what it holds.
+//!
+//! The one behind it is the replica of the `member` crate; the trait lets the world and its oracle be tried with others
+//! that do less or do it wrong.
+
+use anabranch_model::{Hlc, ReplicaId};
+use anabranch_net::message::{Envelope, Message};
+use anabranch_volume::simulated::SimFs;
+use anabranch_volume::watch::Hint;
+
+use crate::kv::SimKv;
+
+/// What the partner at the other end of a link is to the member.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Role {
+    /// The member pulls from it.
+    Upstream,
+    /// It pulls from the member.
+    Downstream,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing but time.
+    Time,
+    /// Entries that may have changed.
+    Hints(Vec<Hint>),
+    /// A link stands.
+    LinkUp(u64, Role),
+    /// A link is gone.
+    LinkDown(u64),
+    /// A partner says something.
+    Received(u64, Message),
+}
+
+/// What goes out.
+#[derive(Debug)]
+pub enum Output {
+    /// To be said on that link.
+    Send(u64, Envelope),
+    /// That link is to be closed; why.
+    Close(u64, String),
+    /// For the administrator: number of the event, and the particulars.
+    Report(u32, String),
+}
+
+/// Something preserved, as the manifest says.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Kept {
+    /// Where it lies, from the program's own directory on; with all below if it is a directory.
+    pub place: Vec<u8>,
+    /// Where it was in the tree.
+    pub path: Vec<u8>,
+    /// Of the class *unseen*.
+    pub unseen: bool,
+    /// Announced, but not yet seen to be there.
+    pub pending: bool,
+    /// For the printed history.
+    pub reason: String,
+}
+
+/// What a replica is told when it starts.
+pub struct Start {
+    /// Its disk.
+    pub fs: SimFs,
+    /// Its database, empty at first.
+    pub kv: SimKv,
+    /// Its name.
+    pub name: String,
+    /// All members' names.
+    pub members: Vec<String>,
+    /// It holds the first content.
+    pub primary: bool,
+    /// A file that loses its name is kept beside the winner, not preserved.
+    pub keep_beside: bool,
+    /// This start of the machine.
+    pub boot: Vec<u8>,
+    /// This machine and file system.
+    pub place: Vec<u8>,
+    /// Its clock, microseconds since 1970.
+    pub now: Hlc,
+    /// Fresh replica ids, from the seed.
+    pub fresh: Box<dyn FnMut() -> ReplicaId + Send>,
+    /// Bytes for staging.
+    pub staging_bytes: u64,
+}
+
+/// Named counters of a replica, for the table of what occurred.
+pub type Figures = Vec<(&'static str, u64)>;
+
+/// A replica at work.
+pub trait Machine {
+    /// Takes an event in.
+    ///
+    /// # Errors
+    /// A sentence: the replica has stopped and must be started anew.
+    fn handle(&mut self, now: Hlc, input: Input) -> Result<(), String>;
+    /// The next thing to be done.
+    fn poll(&mut self) -> Option<Output>;
+    /// When it wants to be called again, by its own clock.
+    fn deadline(&self) -> Option<Hlc>;
+    /// Is nothing outstanding here, as far as it knows?
+    fn settled(&self) -> bool;
+    /// What it waits for, in words: for the report of a history that never came to rest.
+    fn waits(&self) -> Vec<String>;
+    /// Everything that it preserved.
+    ///
+    /// # Errors
+    /// A sentence, when its database cannot be read.
+    fn preserved(&self) -> Result<Vec<Kept>, String>;
+    /// (number of a version and what it names, hash of the value) of all records: one version names one value for ever.
+    ///
+    /// # Errors
+    /// As [`Self::preserved`].
+    fn versions(&self) -> Result<Vec<(String, [u8; 32])>, String>;
+    /// What happened so far.
+    fn figures(&self) -> Figures;
+    /// Closes properly.
+    ///
+    /// # Errors
+    /// As [`Self::preserved`].
+    fn close(&mut self) -> Result<(), String>;
+}
+
+/// Starts a replica.
+pub type Opener = dyn Fn(Start) -> Result<Box<dyn Machine>, String> + Sync;

@@ -1,0 +1,343 @@
+//! What must hold, whatever happened: the invariants of the design's section 19, asked of disks and manifests alone.
+//!
+//! The oracle never looks at records to decide what should be there: it knows what people wrote, what they had before
+//! their eyes when they replaced or removed something, and what power cuts and old images took from the disks.
+//!
+//! | invariant | asked when | how |
+//! | --- | --- | --- |
+//! | No invention | often, and after each crash | each content in a tree was finished by a user somewhere, made by a power cut of a user's file, or is being written there now |
+//! | Convergence | at rest | all trees are equal: names, kinds, bytes, attributes, times of files |
+//! | No loss | at rest | each content that a user finished and nobody ended is in the tree, or preserved with a manifest entry |
+//! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen |
+//! | No resurrection | at rest, no power cuts or old images since | what one user ended, and nobody else touched, is in no tree |
+//! | Once | at rest | a version names the same value wherever it is known |
+//! | Bounds | at rest | staging within its quota; no private file in the tree; the manifest names what is preserved |
+//! | Progress | | rest is reached |
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_volume::fs::Kind;
+use anabranch_volume::simulated::{Deed, SimFs, Thing, Tree, Wreck};
+
+use crate::machine::{Kept, Machine};
+
+/// One thing that must not be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Violation {
+    /// Which invariant.
+    pub invariant: &'static str,
+    /// What was found.
+    pub text: String,
+}
+
+/// What became of a content.
+#[derive(Default)]
+struct Fate {
+    /// How often somebody finished writing it, and when last.
+    finished: u64,
+    first: u64,
+    last: u64,
+    /// Who ended it, and when.
+    ended: Vec<(usize, u64)>,
+    /// Who gave it another place or other attributes, or wrote or ended it.
+    handled: BTreeSet<usize>,
+    /// The only disk that had it lost it.
+    taken: bool,
+}
+
+/// Knows what people did.
+#[derive(Default)]
+pub struct Oracle {
+    fates: BTreeMap<Thing, Fate>,
+    /// When a disk last lost power or went back to an image.
+    disturbed: Option<u64>,
+    /// Version -> value.
+    versions: BTreeMap<String, [u8; 32]>,
+}
+
+/// What a member has at rest.
+pub struct AtRest {
+    /// Its name.
+    pub name: String,
+    /// Its tree.
+    pub tree: Tree,
+    /// The program's own directory.
+    pub private: Tree,
+    /// Its manifest.
+    pub kept: Vec<Kept>,
+    /// Versions and values.
+    pub versions: Vec<(String, [u8; 32])>,
+}
+
+impl AtRest {
+    /// Looks at a member.
+    ///
+    /// # Errors
+    /// A sentence, when its database cannot be read.
+    pub fn of(name: &str, fs: &SimFs, machine: &dyn Machine) -> Result<Self, String> {
+        Ok(Self {
+            name: name.to_owned(),
+            tree: fs.tree(),
+            private: fs.private_tree(),
+            kept: machine.preserved()?,
+            versions: machine.versions()?,
+        })
+    }
+}
+
+impl Oracle {
+    /// A user did this.
+    pub fn deed(&mut self, member: usize, now: u64, deed: Deed) {
+        match deed {
+            Deed::Finished { content, .. } => {
+                let fate = self.fates.entry(content).or_default();
+                if fate.finished == 0 {
+                    fate.first = now;
+                }
+                fate.finished += 1;
+                fate.last = now;
+                fate.handled.insert(member);
+            }
+            Deed::Ended { content, .. } => {
+                let fate = self.fates.entry(content).or_default();
+                fate.ended.push((member, now));
+                fate.handled.insert(member);
+            }
+        }
+    }
+
+    /// A user gave what holds this another place or other attributes.
+    pub fn handled(&mut self, member: usize, content: Thing) {
+        self.fates.entry(content).or_default().handled.insert(member);
+    }
+
+    /// A member lost power. `elsewhere` says whether a content is on any other disk.
+    pub fn wrecked(&mut self, now: u64, wreck: &Wreck, elsewhere: &dyn Fn(&Thing) -> bool) -> Vec<Violation> {
+        self.disturbed = Some(now);
+        let mut out = Vec::new();
+        for changed in &wreck.changed {
+            if changed.by_user {
+                // The disk made it of what a user wrote: from now on it is there like any content.
+                self.fates.entry(changed.after.clone()).or_default();
+            } else if !changed.path.starts_with(b".anabranch/") {
+                out.push(Violation {
+                    invariant: "No invention",
+                    text: format!(
+                        "power cut: /{} was installed before its bytes were durable: {:?}, {}",
+                        changed.path.escape_ascii(),
+                        changed.damage,
+                        show(&changed.after)
+                    ),
+                });
+            }
+        }
+        for vanished in wreck.vanished.iter().filter(|v| v.by_user) {
+            self.take(&vanished.content, elsewhere);
+        }
+        out
+    }
+
+    /// A member's disk went back to an image: these contents are not on it any more.
+    pub fn rolled_back(&mut self, now: u64, gone: &[Thing], elsewhere: &dyn Fn(&Thing) -> bool) {
+        self.disturbed = Some(now);
+        gone.iter().for_each(|content| self.take(content, elsewhere));
+    }
+
+    fn take(&mut self, content: &Thing, elsewhere: &dyn Fn(&Thing) -> bool) {
+        if let Some(fate) = self.fates.get_mut(content)
+            && !elsewhere(content)
+        {
+            fate.taken = true;
+        }
+    }
+
+    /// Is everything that can be seen there what somebody wrote?
+    pub fn look(&self, name: &str, fs: &SimFs, out: &mut Vec<Violation>) {
+        let mut unfinished: Option<Vec<Thing>> = None;
+        for (path, entry) in fs.tree() {
+            let Some(content) = entry.content else { continue };
+            if self.fates.get(&content).is_some() {
+                continue;
+            }
+            if unfinished.get_or_insert_with(|| fs.unfinished()).contains(&content) {
+                continue;
+            }
+            out.push(Violation {
+                invariant: "No invention",
+                text: format!("{name}: /{} holds what nobody wrote: {}", path.escape_ascii(), show(&content)),
+            });
+        }
+    }
+
+    /// All that must hold at rest. `writer`: the only one who wrote, and the tree as he left it.
+    pub fn rest(&mut self, members: &[AtRest], writer: Option<&Tree>, staging_bytes: u64) -> Vec<Violation> {
+        let mut out = Vec::new();
+        converged(members, &mut out);
+        self.lost(members, &mut out);
+        self.resurrected(members, &mut out);
+        self.once(members, &mut out);
+        members.iter().for_each(|m| bounds(m, staging_bytes, &mut out));
+        if let Some(tree) = writer {
+            intent(members, tree, &mut out);
+        }
+        out
+    }
+
+    fn lost(&self, members: &[AtRest], out: &mut Vec<Violation>) {
+        let mut there: BTreeSet<&Thing> = members.iter().flat_map(|m| contents(&m.tree)).collect();
+        for member in members {
+            for (path, entry) in &member.private {
+                if let Some(content) = &entry.content
+                    && member.kept.iter().any(|k| !k.pending && below(path, &k.place))
+                {
+                    there.insert(content);
+                }
+            }
+        }
+        for (content, fate) in &self.fates {
+            let required = fate.finished > 0 && fate.ended.is_empty() && !fate.taken && !content.bytes().is_empty();
+            if required && !there.contains(content) {
+                let text = format!(
+                    "{} was finished at {}, nobody ended it, and it is neither in a tree nor preserved",
+                    show(content),
+                    seconds(fate.last)
+                );
+                out.push(Violation { invariant: "No loss", text });
+            }
+        }
+    }
+
+    fn resurrected(&self, members: &[AtRest], out: &mut Vec<Violation>) {
+        for member in members {
+            for (path, entry) in &member.tree {
+                let Some(content) = &entry.content else { continue };
+                let Some(fate) = self.fates.get(content) else { continue };
+                let quiet = self.disturbed.is_none_or(|at| at < fate.first);
+                if let [(who, when)] = fate.ended[..]
+                    && fate.finished == 1
+                    && fate.last <= when
+                    && fate.handled.iter().all(|h| *h == who)
+                    && quiet
+                    && !content.bytes().is_empty()
+                {
+                    let text = format!(
+                        "{}: /{} holds {}, which member {who} ended at {}",
+                        member.name,
+                        path.escape_ascii(),
+                        show(content),
+                        seconds(when)
+                    );
+                    out.push(Violation { invariant: "No resurrection", text });
+                }
+            }
+        }
+    }
+
+    fn once(&mut self, members: &[AtRest], out: &mut Vec<Violation>) {
+        for member in members {
+            for (version, value) in &member.versions {
+                if *self.versions.entry(version.clone()).or_insert(*value) != *value {
+                    let text = format!("{}: {version} has another value than elsewhere", member.name);
+                    out.push(Violation { invariant: "Once", text });
+                }
+            }
+        }
+    }
+}
+
+fn contents(tree: &Tree) -> impl Iterator<Item = &Thing> {
+    tree.values().filter_map(|e| e.content.as_ref())
+}
+
+fn below(path: &[u8], place: &[u8]) -> bool {
+    path.strip_prefix(place).is_some_and(|rest| rest.is_empty() || rest.first() == Some(&b'/'))
+}
+
+fn converged(members: &[AtRest], out: &mut Vec<Violation>) {
+    let Some((first, others)) = members.split_first() else { return };
+    for other in others {
+        if let Some(text) = difference(&first.name, &first.tree, &other.name, &other.tree) {
+            out.push(Violation { invariant: "Convergence", text });
+        }
+    }
+}
+
+fn intent(members: &[AtRest], writer: &Tree, out: &mut Vec<Violation>) {
+    for member in members {
+        if let Some(text) = difference("the writer", writer, &member.name, &member.tree) {
+            out.push(Violation { invariant: "Intent", text });
+        }
+        for kept in member.kept.iter().filter(|k| k.unseen) {
+            let text = format!("{}: /{} was preserved: {}", member.name, kept.path.escape_ascii(), kept.reason);
+            out.push(Violation { invariant: "Intent", text });
+        }
+    }
+}
+
+/// The first few differences of two trees; `None` where there is none. Times of directories and links do not count.
+fn difference(one: &str, left: &Tree, other: &str, right: &Tree) -> Option<String> {
+    let mut found = Vec::new();
+    let paths: BTreeSet<_> = left.keys().chain(right.keys()).collect();
+    for path in paths {
+        let what = match (left.get(path), right.get(path)) {
+            (Some(_), None) => format!("only on {one}"),
+            (None, Some(_)) => format!("only on {other}"),
+            (Some(a), Some(b)) if a.kind != b.kind => format!("{:?} and {:?}", a.kind, b.kind),
+            (Some(a), Some(b)) if a.content != b.content => {
+                let text = |t: &Option<Thing>| t.as_ref().map_or_else(String::new, show);
+                format!("{} and {}", text(&a.content), text(&b.content))
+            }
+            (Some(a), Some(b)) if a.kind != Kind::Symlink && a.attributes != b.attributes => {
+                format!("{:?} and {:?}", a.attributes, b.attributes)
+            }
+            (Some(a), Some(b)) if a.kind == Kind::File && a.mtime != b.mtime => {
+                format!("{:?} and {:?}", a.mtime, b.mtime)
+            }
+            _ => continue,
+        };
+        found.push(format!("/{}: {what}", path.escape_ascii()));
+    }
+    let more = found.len().saturating_sub(6);
+    found.truncate(6);
+    (!found.is_empty()).then(|| {
+        let rest = if more > 0 { format!("; and {more} more") } else { String::new() };
+        format!("{one} and {other} differ: {}{rest}", found.join("; "))
+    })
+}
+
+fn bounds(member: &AtRest, staging_bytes: u64, out: &mut Vec<Violation>) {
+    let name = &member.name;
+    let mut push = |text: String| out.push(Violation { invariant: "Bounds", text });
+    for path in member.tree.keys().filter(|p| p.split(|&b| b == b'/').any(|part| part.starts_with(b".anabranch"))) {
+        push(format!("{name}: private file left in the tree: /{}", path.escape_ascii()));
+    }
+    let size = |e: &Option<Thing>| e.as_ref().map_or(0, |t| t.bytes().len() as u64);
+    let staged: Vec<u64> =
+        member.private.iter().filter(|(p, _)| p.starts_with(b"staging/")).map(|(_, e)| size(&e.content)).collect();
+    let (sum, largest) = (staged.iter().sum::<u64>(), staged.iter().max().copied().unwrap_or(0));
+    if sum > staging_bytes.max(largest) {
+        push(format!("{name}: {sum} bytes in staging, with a quota of {staging_bytes}"));
+    }
+    for (path, _) in &member.private {
+        let top = path.iter().position(|&b| b == b'/').map_or(&path[..], |at| &path[..at]);
+        let preserved = top == b"ConflictAndDeleted" || top == b"PreExisting";
+        if preserved && path.len() > top.len() && !member.kept.iter().any(|k| below(path, &k.place)) {
+            push(format!("{name}: {} is preserved without a manifest entry", path.escape_ascii()));
+        }
+    }
+    for kept in member.kept.iter().filter(|k| !k.pending && !member.private.contains_key(&k.place)) {
+        push(format!("{name}: the manifest names {}, which is not there", kept.place.escape_ascii()));
+    }
+}
+
+fn seconds(time: u64) -> String {
+    format!("{}.{:06}", time / 1_000_000, time % 1_000_000)
+}
+
+/// A content in a few words.
+pub fn show(content: &Thing) -> String {
+    let bytes = content.bytes();
+    let text = bytes[..bytes.len().min(24)].escape_ascii();
+    let kind = if content.is_link() { "link to " } else { "" };
+    if bytes.len() > 24 { format!("{kind}\"{text}…\" ({} bytes)", bytes.len()) } else { format!("{kind}\"{text}\"") }
+}

@@ -1,0 +1,175 @@
+//! What a history will be: drawn from its seed before it begins.
+
+use anabranch_volume::simulated::Rng;
+
+/// How members are joined.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Topology {
+    /// Each with each.
+    Mesh,
+    /// All with the first.
+    Hub,
+    /// Each with the next.
+    Chain,
+}
+
+/// What befalls a member or the network.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Trouble {
+    /// Power cut in the middle of something.
+    PowerCut,
+    /// The daemon is killed in the middle of something.
+    Kill,
+    /// The service is restarted properly.
+    Restart,
+    /// The network falls into two parts for a while.
+    Partition,
+    /// Nothing comes through in one direction for a while.
+    OneWayCut,
+    /// A connection breaks while a pass is under way.
+    BrokenPass,
+    /// A connection breaks.
+    BrokenLink,
+    /// A link is slow for a while.
+    SlowLink,
+    /// Calls fail for a while.
+    Faults,
+    /// The disk is full for a while.
+    FullDisk,
+    /// Syncing takes long for a while.
+    SlowDisk,
+    /// The clock is set forwards or back, a little or much.
+    ClockJump,
+    /// The clock shows a time far ahead for a while.
+    ClockFuture,
+    /// The watcher's queue overflows.
+    Overflow,
+    /// An image of disk and database is put aside now, and put back later.
+    Rollback,
+    /// The same, on other hardware.
+    Copied,
+    /// The volume is not mounted for a while.
+    Unmounted,
+    /// Something is mounted over a directory for a while.
+    MountedOver,
+}
+
+impl Trouble {
+    /// All, and how often each comes in a hundred histories.
+    pub const RATES: [(Self, u64); 18] = [
+        (Self::PowerCut, 120),
+        (Self::Kill, 70),
+        (Self::Restart, 30),
+        (Self::Partition, 120),
+        (Self::OneWayCut, 50),
+        (Self::BrokenPass, 130),
+        (Self::BrokenLink, 80),
+        (Self::SlowLink, 50),
+        (Self::Faults, 100),
+        (Self::FullDisk, 20),
+        (Self::SlowDisk, 30),
+        (Self::ClockJump, 30),
+        (Self::ClockFuture, 10),
+        (Self::Overflow, 40),
+        (Self::Rollback, 25),
+        (Self::Copied, 8),
+        (Self::Unmounted, 8),
+        (Self::MountedOver, 10),
+    ];
+
+    /// Takes from a disk what users wrote there: then the last writer's tree is not what he left.
+    fn takes_from_the_writer(self) -> bool {
+        matches!(self, Self::PowerCut | Self::Rollback | Self::Copied | Self::MountedOver)
+    }
+}
+
+/// A history before it happens.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub seed: u64,
+    pub members: usize,
+    pub topology: Topology,
+    /// The only member whose users write.
+    pub writer: Option<usize>,
+    pub keep_beside: bool,
+    /// Files before replication begins, by member.
+    pub populate: Vec<u64>,
+    /// Users' operations.
+    pub operations: u64,
+    /// When users stop, microseconds.
+    pub ends: u64,
+    /// In a thousand calls, how often a user acts just before one.
+    pub worst_moment: u64,
+    /// When what happens, and to which member.
+    pub troubles: Vec<(u64, Trouble, usize)>,
+    pub staging_bytes: u64,
+    /// Clock of each member at the start, microseconds ahead.
+    pub skews: Vec<i64>,
+    /// Messages of one link may overtake one another between lanes.
+    pub lanes: bool,
+}
+
+impl Plan {
+    /// Draws a history.
+    pub fn of(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let members = match rng.below(20) {
+            0..=5 => 2,
+            6..=12 => 3,
+            13..=15 => 4,
+            16 | 17 => 5,
+            18 => 6,
+            _ => 7 + rng.index(2),
+        };
+        let topology = *rng.pick(&[Topology::Mesh, Topology::Hub, Topology::Chain]).unwrap_or(&Topology::Mesh);
+        let writer = rng.chance(1, 4).then(|| rng.index(members));
+        let populate = (0..members)
+            .map(|m| if writer.is_some_and(|w| w != m) || rng.chance(1, 3) { 0 } else { rng.below(12) })
+            .collect();
+        let operations = rng.between(200, 260);
+        // Some histories are a burst, some a day at the office.
+        let ends = operations * *rng.pick(&[20_000, 200_000, 1_000_000, 3_000_000]).unwrap_or(&200_000);
+        let mut troubles = Vec::new();
+        for (trouble, rate) in Trouble::RATES {
+            let count = rate / 100 + u64::from(rng.chance(rate % 100, 100));
+            // Spread around the mean, so that some histories have none and some have many.
+            let count = rng.below(2 * count + 1);
+            for _ in 0..count {
+                let member = rng.index(members);
+                if writer == Some(member) && trouble.takes_from_the_writer() {
+                    continue;
+                }
+                troubles.push((rng.below(ends), trouble, member));
+            }
+        }
+        troubles.sort_unstable();
+        let skews = (0..members)
+            .map(|_| if rng.chance(1, 2) { 0 } else { i64::try_from(rng.below(4_000_000)).unwrap_or(0) - 2_000_000 })
+            .collect();
+        Self {
+            seed,
+            members,
+            topology,
+            writer,
+            keep_beside: rng.chance(1, 4),
+            populate,
+            operations,
+            ends,
+            worst_moment: *rng.pick(&[0, 2, 10, 30]).unwrap_or(&0),
+            troubles,
+            staging_bytes: *rng.pick(&[4 << 10, 64 << 10, 4 << 20]).unwrap_or(&(4 << 20)),
+            skews,
+            lanes: false,
+        }
+    }
+
+    /// Pairs that are connected, in both directions.
+    pub fn pairs(&self) -> Vec<(usize, usize)> {
+        let all = (0..self.members).flat_map(|a| (a + 1..self.members).map(move |b| (a, b)));
+        match self.topology {
+            Topology::Mesh => all.collect(),
+            Topology::Hub => (1..self.members).map(|m| (0, m)).collect(),
+            Topology::Chain => (1..self.members).map(|m| (m - 1, m)).collect(),
+        }
+    }
+}

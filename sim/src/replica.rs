@@ -1,0 +1,167 @@
+//! The real replica of the `member` crate behind [`Machine`].
+
+use anabranch_engine::kv::KvError;
+use anabranch_member::{Config, Input as In, Limits, LinkId, Output as Out, Partner, Phase, RecoveryPolicy, Replica};
+use anabranch_model::{FolderId, Hlc, Record, Uid};
+use anabranch_volume::simulated::SimFs;
+
+use crate::kv::SimKv;
+use crate::machine::{Figures, Input, Kept, Machine, Output, Role, Start};
+
+struct Member(Replica<SimFs, SimKv>);
+
+/// Opens the replica of a member.
+///
+/// # Errors
+/// A sentence: it cannot start now.
+pub fn open(start: Start) -> Result<Box<dyn Machine>, String> {
+    let limits = Limits { staging_bytes: start.staging_bytes, batch_installs: 16, ..Limits::default() };
+    let config = Config {
+        folder: FolderId([7; 16]),
+        folder_name: "sim/folder".into(),
+        member: start.name,
+        members: start.members,
+        primary: start.primary,
+        keep_beside: start.keep_beside,
+        recovery: RecoveryPolicy::Auto,
+        boot: start.boot,
+        place: start.place,
+        token: None,
+        limits,
+    };
+    let replica = Replica::open(start.fs, start.kv, config, start.fresh, start.now, false).map_err(|e| chain(&e))?;
+    Ok(Box::new(Member(replica)))
+}
+
+/// An error with its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}
+
+impl Machine for Member {
+    fn handle(&mut self, now: Hlc, input: Input) -> Result<(), String> {
+        let input = match input {
+            Input::Time => In::Time,
+            Input::Hints(hints) => In::Hints(hints),
+            Input::LinkUp(link, Role::Upstream) => In::LinkUp(LinkId(link), Partner::Upstream),
+            Input::LinkUp(link, Role::Downstream) => In::LinkUp(LinkId(link), Partner::Downstream),
+            Input::LinkDown(link) => In::LinkDown(LinkId(link)),
+            Input::Received(link, message) => In::Received(LinkId(link), message),
+        };
+        self.0.handle(now, input).map_err(|e| chain(&e))
+    }
+
+    fn poll(&mut self) -> Option<Output> {
+        Some(match self.0.poll()? {
+            Out::Send(link, envelope) => Output::Send(link.0, envelope),
+            Out::Close(link, why) => Output::Close(link.0, why),
+            Out::Report(event) => Output::Report(event.kind.number(), event.detail),
+        })
+    }
+
+    fn deadline(&self) -> Option<Hlc> {
+        self.0.deadline()
+    }
+
+    fn settled(&self) -> bool {
+        self.0.pulled() && self.0.settled().unwrap_or(false)
+    }
+
+    fn waits(&self) -> Vec<String> {
+        let mut out = Vec::new();
+        if self.0.phase() != Phase::Normal {
+            out.push(format!("phase {:?}", self.0.phase()));
+        }
+        if !self.0.pulled() {
+            out.push("a pass is outstanding".into());
+        }
+        match self.0.waiting_items(8) {
+            Ok(items) => out.extend(items.into_iter().map(|(path, why)| format!("{path} {why:?}"))),
+            Err(error) => out.push(chain(&error)),
+        }
+        match self.0.outstanding(1000) {
+            Ok(0) => {}
+            Ok(count) => out.push(format!("{count} items outstanding")),
+            Err(error) => out.push(chain(&error)),
+        }
+        out
+    }
+
+    fn preserved(&self) -> Result<Vec<Kept>, String> {
+        let mut out = Vec::new();
+        let mut after = 0;
+        loop {
+            let page = self.0.preserved(after, 1000).map_err(|e| chain(&e))?;
+            let Some(last) = page.last() else { return Ok(out) };
+            after = last.number;
+            out.extend(page.into_iter().map(|item| Kept {
+                place: [item.directory_name(), b"/", &item.file_name()].concat(),
+                unseen: item.reason.unseen(),
+                pending: item.pending,
+                reason: item.reason.word().to_owned(),
+                path: item.path,
+            }));
+        }
+    }
+
+    fn versions(&self) -> Result<Vec<(String, [u8; 32])>, String> {
+        let mut out = Vec::new();
+        let mut after: Option<Uid> = None;
+        loop {
+            let page = self.0.records().records(after, 1000).map_err(|e: KvError| chain(&e))?;
+            let Some(last) = page.last() else { return Ok(out) };
+            after = Some(last.uid);
+            page.iter().for_each(|record| values(record, &mut out));
+        }
+    }
+
+    fn figures(&self) -> Figures {
+        let c = self.0.counters();
+        let [old, descendant, equal, concurrent] = c.cases;
+        vec![
+            ("passes", c.passes),
+            ("installs", c.installs),
+            ("contents reused", c.reused),
+            ("adopted", c.adopted),
+            ("taken back after the exchange", c.taken_back),
+            ("in use before the exchange", c.in_use),
+            ("bytes of content received", c.content_received),
+            ("preserved as unseen", c.unseen),
+            ("intents completed or undone", c.intents),
+            ("case 1: old", old),
+            ("case 2: descendant", descendant),
+            ("case 3: equal", equal),
+            ("case 4: concurrent", concurrent),
+            ("resolutions", c.resolutions),
+        ]
+    }
+
+    fn close(&mut self) -> Result<(), String> {
+        self.0.close().map_err(|e| chain(&e))
+    }
+}
+
+/// What each version in a record names: the value and the stamp. The maps are joined as time goes by and are no part of
+/// it.
+fn values(record: &Record, out: &mut Vec<(String, [u8; 32])>) {
+    let mut push = |facet: &str, version: String, value: String| {
+        out.push((format!("{:?} {facet} {version}", record.uid), *blake3::hash(value.as_bytes()).as_bytes()));
+    };
+    let placement = &record.placement;
+    push("placement", placement.written.version.to_string(), format!("{:?} {:?}", placement.value, placement.written.time));
+    if let Some(content) = &record.content {
+        let value = format!("{:?} {:?} {:?} {:?}", content.value, content.mtime, content.bytes, content.written.time);
+        push("content", content.written.version.to_string(), value);
+    }
+    if let Some(attributes) = &record.attributes {
+        let value = format!("{:?} {:?} {:?}", attributes.value, attributes.directory_mtime, attributes.written.time);
+        push("attributes", attributes.written.version.to_string(), value);
+    }
+}

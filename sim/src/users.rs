@@ -1,0 +1,497 @@
+//! People at one member: what they do, when, and with which content.
+//!
+//! Each content is new, marked with who wrote it and a number, but for one in ten that repeats an earlier one. Names are
+//! few, so that people meet. What programs do in several steps (saving, deploying, writing slowly) is spread over time,
+//! so that replication comes in between.
+
+use std::collections::VecDeque;
+use std::io;
+
+use anabranch_model::Timestamp;
+use anabranch_volume::fs::Kind;
+use anabranch_volume::simulated::{Call, Mode, Rng, SimFs, Thing, Tree, UserHandle};
+
+/// A path in the tree.
+pub type Path = Vec<u8>;
+
+/// One step of a program.
+#[derive(Clone, Debug)]
+pub enum Op {
+    Write(Path, Vec<u8>),
+    Append(Path, Vec<u8>),
+    Rename(Path, Path),
+    Swap(Path, Path),
+    Mkdir(Path),
+    Remove(Path),
+    RemoveTree(Path),
+    Chmod(Path, u32),
+    Chown(Path, u32),
+    Touch(Path, Option<Timestamp>),
+    Xattr(Path, Option<Vec<u8>>),
+    Symlink(Path, Vec<u8>),
+    Link(Path, Path),
+    Sync(Path),
+    Open(Path, Mode),
+    /// To the file opened last by this program.
+    Put(Vec<u8>),
+    /// The same, through a mapping.
+    Store(Vec<u8>),
+    Close,
+}
+
+/// What one program still does, and when.
+struct Program {
+    at: u64,
+    steps: VecDeque<(u64, Op)>,
+    open: Option<UserHandle>,
+    number: u64,
+}
+
+/// The people at one member.
+pub struct Crowd {
+    member: usize,
+    rng: Rng,
+    written: u64,
+    earlier: Vec<Vec<u8>>,
+    programs: Vec<Program>,
+    next_program: u64,
+    /// How often in a thousand calls somebody acts just before one.
+    pub worst_moment: u64,
+    /// Operations done so far.
+    pub done: u64,
+    /// Of these, in the middle of a call.
+    pub interloped: u64,
+    /// No more new programs begin.
+    pub retired: bool,
+    /// Contents whose place or attributes somebody here changed.
+    handled: Vec<Thing>,
+    log: Vec<String>,
+    pub prints: bool,
+    kinds: [u64; KINDS.len()],
+}
+
+/// What people do, and how often, in parts of the sum.
+const KINDS: [(&str, u64); 24] = [
+    ("write", 26),
+    ("append", 6),
+    ("vim save", 6),
+    ("office save", 5),
+    ("atomic save", 7),
+    ("rename", 8),
+    ("rename over", 4),
+    ("swap", 3),
+    ("mkdir", 8),
+    ("rename directory", 6),
+    ("remove", 8),
+    ("remove tree", 3),
+    ("chmod", 4),
+    ("chown", 1),
+    ("touch", 4),
+    ("xattr", 3),
+    ("symlink", 3),
+    ("directory becomes symlink", 1),
+    ("directory becomes file", 1),
+    ("file becomes directory", 2),
+    ("slow write", 5),
+    ("mapped store", 2),
+    ("deploy", 2),
+    ("write, close, sync", 4),
+];
+
+const NAMES: [&[u8]; 9] = [b"a", b"b", b"c", b"plan.txt", b"site", b"d", b"\xff\n", b"index", b"e e"];
+
+fn join(dir: &[u8], name: &[u8]) -> Path {
+    if dir.is_empty() { name.to_vec() } else { [dir, b"/", name].concat() }
+}
+
+fn parent(path: &[u8]) -> &[u8] {
+    path.iter().rposition(|&b| b == b'/').map_or(b"", |at| &path[..at])
+}
+
+impl Crowd {
+    /// Nobody has done anything yet.
+    pub fn new(member: usize, rng: Rng) -> Self {
+        Self {
+            member,
+            rng,
+            written: 0,
+            earlier: Vec::new(),
+            programs: Vec::new(),
+            next_program: 0,
+            worst_moment: 0,
+            done: 0,
+            interloped: 0,
+            retired: false,
+            handled: Vec::new(),
+            log: Vec::new(),
+            prints: false,
+            kinds: [0; KINDS.len()],
+        }
+    }
+
+    /// What was done, by kind.
+    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        KINDS.iter().zip(&self.kinds).map(|((name, _), count)| (*name, *count))
+    }
+
+    /// Contents that somebody here moved, or gave other attributes, since this was last asked.
+    pub fn take_handled(&mut self) -> Vec<Thing> {
+        std::mem::take(&mut self.handled)
+    }
+
+    /// Lines for the printed history.
+    pub fn take_log(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.log)
+    }
+
+    /// When the next step of a running program is due.
+    pub fn next(&self) -> Option<u64> {
+        self.programs.iter().map(|p| p.at).min()
+    }
+
+    /// The machine lost its power: programs end where they are.
+    pub fn die(&mut self) {
+        self.programs.clear();
+    }
+
+    /// Does what is due.
+    pub fn run(&mut self, fs: &SimFs, now: u64) {
+        while let Some(at) = self.programs.iter().position(|p| p.at <= now) {
+            let Some((_, op)) = self.programs[at].steps.pop_front() else {
+                self.programs.swap_remove(at);
+                continue;
+            };
+            let mut open = self.programs[at].open;
+            let result = self.act(fs, &op, &mut open);
+            let program = &mut self.programs[at];
+            program.open = open;
+            // A program that is told of an error gives up, but what it has open is closed.
+            if result.is_err() {
+                program.steps.retain(|(_, step)| matches!(step, Op::Close));
+            }
+            match program.steps.front() {
+                Some((delay, _)) => program.at = now + delay,
+                None => drop(self.programs.swap_remove(at)),
+            }
+        }
+    }
+
+    /// Begins something new.
+    pub fn begin(&mut self, fs: &SimFs, now: u64) {
+        if self.retired {
+            return;
+        }
+        let tree = fs.tree();
+        let (kind, steps) = self.choose(&tree);
+        if steps.is_empty() {
+            return;
+        }
+        self.kinds[kind] += 1;
+        self.next_program += 1;
+        self.programs.push(Program { at: now, steps, open: None, number: self.next_program });
+        self.run(fs, now);
+    }
+
+    /// Makes what lies here before anything is replicated.
+    pub fn populate(&mut self, fs: &SimFs, count: u64) {
+        for _ in 0..count {
+            let tree = fs.tree();
+            let op = if self.rng.chance(1, 3) { Op::Mkdir(self.somewhere(&tree)) } else { self.write(&tree) };
+            // A name that is taken is left as it is.
+            let _ = self.act(fs, &op, &mut None);
+        }
+    }
+
+    /// Somebody acts while the member is in the middle of something.
+    pub fn interlope(&mut self, fs: &SimFs, call: Call) {
+        if self.retired || !self.rng.chance(self.worst_moment, 1000) {
+            return;
+        }
+        let tree = fs.tree();
+        let op = match self.rng.below(10) {
+            0..=3 => self.write(&tree),
+            4 => match self.file(&tree) {
+                Some(path) => Op::Append(path, self.content()),
+                None => return,
+            },
+            5 => match self.file(&tree) {
+                Some(path) => Op::Remove(path),
+                None => return,
+            },
+            6 | 7 => match self.any(&tree) {
+                Some(path) => Op::Rename(path, self.somewhere(&tree)),
+                None => return,
+            },
+            8 => Op::Mkdir(self.somewhere(&tree)),
+            _ => match (self.any(&tree), self.any(&tree)) {
+                (Some(one), Some(other)) => Op::Swap(one, other),
+                _ => return,
+            },
+        };
+        if self.prints {
+            self.log.push(format!("(before {call:?})"));
+        }
+        self.interloped += 1;
+        let _ = self.act(fs, &op, &mut None);
+    }
+
+    fn act(&mut self, fs: &SimFs, op: &Op, open: &mut Option<UserHandle>) -> io::Result<()> {
+        self.note_handled(fs, op);
+        let result = match op {
+            Op::Write(path, bytes) => fs.write(path, bytes),
+            Op::Append(path, bytes) => fs.append(path, bytes),
+            Op::Rename(from, to) => fs.rename(from, to),
+            Op::Swap(one, other) => fs.swap(one, other),
+            Op::Mkdir(path) => fs.mkdir(path),
+            Op::Remove(path) => fs.remove(path),
+            Op::RemoveTree(path) => fs.remove_tree(path),
+            Op::Chmod(path, mode) => fs.chmod(path, *mode),
+            Op::Chown(path, owner) => fs.chown(path, *owner, *owner),
+            Op::Touch(path, time) => fs.touch(path, *time),
+            Op::Xattr(path, value) => fs.setxattr(path, b"user.note", value.as_deref()),
+            Op::Symlink(path, target) => fs.symlink(path, target),
+            Op::Link(from, to) => fs.link(from, to),
+            Op::Sync(path) => fs.user_sync(path),
+            Op::Open(path, mode) => fs.user_open(path, *mode).map(|handle| *open = Some(handle)),
+            Op::Put(bytes) => {
+                open.iter().for_each(|h| fs.user_put(*h, None, bytes));
+                Ok(())
+            }
+            Op::Store(bytes) => {
+                open.iter().for_each(|h| fs.user_store(*h, 0, bytes));
+                Ok(())
+            }
+            Op::Close => {
+                open.take().into_iter().for_each(|h| fs.user_close(h));
+                Ok(())
+            }
+        };
+        self.done += 1;
+        if self.prints {
+            let said = result.as_ref().err().map_or(String::new(), |e| format!(" -> {e}"));
+            self.log.push(format!("member {} user: {}{said}", self.member, show(op)));
+        }
+        result
+    }
+
+    /// Notes which contents an operation gives another place or other attributes.
+    fn note_handled(&mut self, fs: &SimFs, op: &Op) {
+        let paths: Vec<&Path> = match op {
+            Op::Rename(a, b) | Op::Swap(a, b) | Op::Link(a, b) => vec![a, b],
+            Op::Chmod(a, _) | Op::Chown(a, _) | Op::Touch(a, _) | Op::Xattr(a, _) => vec![a],
+            _ => return,
+        };
+        for (at, entry) in fs.tree() {
+            let below = |p: &&Path| at == **p || (at.starts_with(p) && at.get(p.len()) == Some(&b'/'));
+            if let Some(content) = entry.content.filter(|_| paths.iter().any(below)) {
+                self.handled.push(content);
+            }
+        }
+    }
+
+    fn content(&mut self) -> Vec<u8> {
+        if self.rng.chance(1, 10)
+            && let Some(earlier) = self.rng.pick(&self.earlier)
+        {
+            return earlier.clone();
+        }
+        self.written += 1;
+        let mut bytes = format!("{}:{};", self.member, self.written).into_bytes();
+        match self.rng.below(10) {
+            0..=4 => {}
+            5..=7 => bytes.resize(bytes.len() + self.rng.index(200), b'.'),
+            8 => bytes.resize(bytes.len() + self.rng.index(3000), b'x'),
+            // People's files have runs of zeros too.
+            _ => bytes.resize(bytes.len() + self.rng.index(3000), 0),
+        }
+        self.earlier.push(bytes.clone());
+        bytes
+    }
+
+    /// Where a new symlink points: nowhere.
+    fn target(&mut self) -> Vec<u8> {
+        self.written += 1;
+        format!("to/{}:{}", self.member, self.written).into_bytes()
+    }
+
+    fn directory(&mut self, tree: &Tree) -> Path {
+        let found: Vec<&Path> = tree.iter().filter(|(_, e)| e.kind == Kind::Directory).map(|(p, _)| p).collect();
+        if found.is_empty() || self.rng.chance(2, 5) {
+            return Path::new();
+        }
+        found[self.rng.index(found.len())].clone()
+    }
+
+    fn of_kind(&mut self, tree: &Tree, kind: Option<Kind>) -> Option<Path> {
+        let found: Vec<&Path> = tree.iter().filter(|(_, e)| kind.is_none_or(|k| e.kind == k)).map(|(p, _)| p).collect();
+        self.rng.pick(&found).map(|p| (*p).clone())
+    }
+
+    fn file(&mut self, tree: &Tree) -> Option<Path> {
+        self.of_kind(tree, Some(Kind::File))
+    }
+
+    fn any(&mut self, tree: &Tree) -> Option<Path> {
+        self.of_kind(tree, None)
+    }
+
+    /// A path that may or may not be taken, not deep.
+    fn somewhere(&mut self, tree: &Tree) -> Path {
+        let mut dir = self.directory(tree);
+        while dir.iter().filter(|&&b| b == b'/').count() >= 3 {
+            dir = parent(&dir).to_vec();
+        }
+        let name = NAMES[self.rng.index(NAMES.len())];
+        join(&dir, name)
+    }
+
+    fn write(&mut self, tree: &Tree) -> Op {
+        let path = match self.file(tree) {
+            Some(path) if self.rng.chance(1, 2) => path,
+            _ => self.somewhere(tree),
+        };
+        Op::Write(path, self.content())
+    }
+
+    fn delay(&mut self) -> u64 {
+        match self.rng.below(4) {
+            0 => 0,
+            1 => self.rng.below(20_000),
+            2 => self.rng.below(500_000),
+            _ => self.rng.below(5_000_000),
+        }
+    }
+
+    /// Chooses what to do; nothing where the tree has nothing to do it with.
+    fn choose(&mut self, tree: &Tree) -> (usize, VecDeque<(u64, Op)>) {
+        let sum: u64 = KINDS.iter().map(|(_, weight)| weight).sum();
+        let mut at = self.rng.below(sum);
+        let mut kind = 0;
+        while at >= KINDS[kind].1 {
+            at -= KINDS[kind].1;
+            kind += 1;
+        }
+        let ops = self.program(KINDS[kind].0, tree).unwrap_or_default();
+        // Programs do their steps at once more often than not, or people would never see a whole save.
+        let slow = self.rng.chance(1, 3);
+        (kind, ops.into_iter().map(|op| (if slow { self.delay() } else { self.rng.below(2000) }, op)).collect())
+    }
+
+    fn program(&mut self, kind: &str, tree: &Tree) -> Option<Vec<Op>> {
+        let with = |path: &Path, suffix: &[u8]| [path.as_slice(), suffix].concat();
+        Some(match kind {
+            "write" => vec![self.write(tree)],
+            "append" => vec![Op::Append(self.file(tree)?, self.content())],
+            // Vim with its defaults: the old file moves aside, the new one is written under its name.
+            "vim save" => {
+                let (path, new) = (self.file(tree)?, self.content());
+                let aside = with(&path, b"~");
+                vec![Op::Rename(path.clone(), aside.clone()), Op::Write(path, new), Op::Remove(aside)]
+            }
+            // Word: the new text under a name of its own, then two renames, then the old text goes.
+            "office save" => {
+                let (path, new) = (self.file(tree)?, self.content());
+                let (fresh, aside) = (with(&path, b".WRD1.tmp"), with(&path, b".WRL2.tmp"));
+                vec![
+                    Op::Write(fresh.clone(), new),
+                    Op::Rename(path.clone(), aside.clone()),
+                    Op::Rename(fresh, path),
+                    Op::Remove(aside),
+                ]
+            }
+            // LibreOffice, git, rsync: beside it, then over it.
+            "atomic save" => {
+                let (path, new) = (self.file(tree)?, self.content());
+                let fresh = with(&path, b".part");
+                vec![Op::Write(fresh.clone(), new), Op::Rename(fresh, path)]
+            }
+            "rename" => vec![Op::Rename(self.any(tree)?, self.somewhere(tree))],
+            "rename over" => vec![Op::Rename(self.file(tree)?, self.file(tree)?)],
+            "swap" => vec![Op::Swap(self.any(tree)?, self.any(tree)?)],
+            "mkdir" => vec![Op::Mkdir(self.somewhere(tree))],
+            "rename directory" => vec![Op::Rename(self.of_kind(tree, Some(Kind::Directory))?, self.somewhere(tree))],
+            "remove" => vec![Op::Remove(self.any(tree)?)],
+            "remove tree" => vec![Op::RemoveTree(self.of_kind(tree, Some(Kind::Directory))?)],
+            "chmod" => vec![Op::Chmod(self.any(tree)?, *self.rng.pick(&[0o644, 0o600, 0o755, 0o4755])?)],
+            "chown" => vec![Op::Chown(self.any(tree)?, *self.rng.pick(&[0, 1000, 1001, 7777])?)],
+            "touch" => {
+                let old = Timestamp { seconds: 1_000_000_000, nanoseconds: 5 };
+                vec![Op::Touch(self.file(tree)?, self.rng.chance(1, 2).then_some(old))]
+            }
+            "xattr" => {
+                let value = self.content();
+                vec![Op::Xattr(self.any(tree)?, self.rng.chance(3, 4).then_some(value))]
+            }
+            "symlink" => vec![Op::Symlink(self.somewhere(tree), self.target())],
+            "directory becomes symlink" => {
+                let path = self.of_kind(tree, Some(Kind::Directory))?;
+                vec![Op::RemoveTree(path.clone()), Op::Symlink(path, self.target())]
+            }
+            "directory becomes file" => {
+                let path = self.of_kind(tree, Some(Kind::Directory))?;
+                vec![Op::RemoveTree(path.clone()), Op::Write(path, self.content())]
+            }
+            "file becomes directory" => {
+                let path = self.file(tree)?;
+                let inside = join(&path, NAMES[0]);
+                vec![Op::Remove(path.clone()), Op::Mkdir(path), Op::Write(inside, self.content())]
+            }
+            "slow write" => {
+                let mode = *self.rng.pick(&[Mode::Truncate, Mode::Append, Mode::Update])?;
+                let (path, content) = (self.file(tree)?, self.content());
+                let (one, two) = content.split_at(content.len() / 2);
+                vec![Op::Open(path, mode), Op::Put(one.to_vec()), Op::Put(two.to_vec()), Op::Close]
+            }
+            "mapped store" => {
+                let path = self.file(tree)?;
+                vec![Op::Open(path, Mode::Update), Op::Store(self.content()), Op::Close]
+            }
+            // The usual way to put a new site in the place of an old one.
+            "deploy" => {
+                let site = self.of_kind(tree, Some(Kind::Directory))?;
+                let (new, old) = (with(&site, b".new"), with(&site, b".old"));
+                vec![
+                    Op::Mkdir(new.clone()),
+                    Op::Write(join(&new, b"index"), self.content()),
+                    Op::Rename(site.clone(), old.clone()),
+                    Op::Rename(new, site),
+                    Op::RemoveTree(old),
+                ]
+            }
+            "write, close, sync" => {
+                let path = self.somewhere(tree);
+                vec![Op::Write(path.clone(), self.content()), Op::Sync(path)]
+            }
+            other => unreachable!("{other} is not in the table"),
+        })
+    }
+}
+
+/// An operation as one line.
+fn show(op: &Op) -> String {
+    let text = |bytes: &[u8]| {
+        let (start, more) = (&bytes[..bytes.len().min(24)], bytes.len() > 24);
+        format!("\"{}\"{}", start.escape_ascii(), if more { format!("… {} bytes", bytes.len()) } else { String::new() })
+    };
+    let path = |p: &[u8]| format!("/{}", p.escape_ascii());
+    match op {
+        Op::Write(p, b) => format!("write {} {}", path(p), text(b)),
+        Op::Append(p, b) => format!("append {} {}", path(p), text(b)),
+        Op::Rename(a, b) => format!("rename {} {}", path(a), path(b)),
+        Op::Swap(a, b) => format!("swap {} {}", path(a), path(b)),
+        Op::Mkdir(p) => format!("mkdir {}", path(p)),
+        Op::Remove(p) => format!("remove {}", path(p)),
+        Op::RemoveTree(p) => format!("remove tree {}", path(p)),
+        Op::Chmod(p, mode) => format!("chmod {mode:o} {}", path(p)),
+        Op::Chown(p, owner) => format!("chown {owner} {}", path(p)),
+        Op::Touch(p, time) => format!("touch {} {}", path(p), if time.is_some() { "old" } else { "now" }),
+        Op::Xattr(p, value) => format!("xattr {} {}", path(p), value.as_ref().map_or("none".into(), |v| text(v))),
+        Op::Symlink(p, target) => format!("symlink {} {}", path(p), text(target)),
+        Op::Link(a, b) => format!("link {} {}", path(a), path(b)),
+        Op::Sync(p) => format!("sync {}", path(p)),
+        Op::Open(p, mode) => format!("open {} {mode:?}", path(p)),
+        Op::Put(b) => format!("put {}", text(b)),
+        Op::Store(b) => format!("store {}", text(b)),
+        Op::Close => "close".into(),
+    }
+}

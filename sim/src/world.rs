@@ -1,0 +1,805 @@
+//! The world of one history: members with their machines and people, the network between them, and time.
+//!
+//! One thread, one queue of events ordered by simulated time; equal seeds give equal histories. Time is in microseconds
+//! since the history began.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use anabranch_engine::MemoryKv;
+use anabranch_model::{Hlc, ReplicaId};
+use anabranch_net::message::Message;
+use anabranch_volume::simulated::{Call, DiskConfig, Image, Power, Rng, SimClock, SimFs, Thing};
+
+use crate::counters::Counters;
+use crate::kv::SimKv;
+use crate::machine::{Input, Machine, Opener, Output, Role, Start};
+use crate::network::{Connection, End, LANES};
+use crate::oracle::{Oracle, Violation};
+use crate::plan::{Plan, Trouble};
+use crate::trace::Trace;
+use crate::users::Crowd;
+
+/// What members' clocks show when a history begins, microseconds since 1970.
+const BEGIN: u64 = 1_700_000_000_000_000;
+/// How long a connection is tried before its ends give it up, at most.
+const GIVE_UP: u64 = 20_000_000;
+
+/// What is due at some time.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Event {
+    /// A member asked to be called.
+    Wake { member: usize },
+    /// The watcher of a member speaks.
+    Hints { member: usize },
+    /// Something arrives over a connection.
+    Deliver { connection: usize, end: End, lane: usize, life: u64 },
+    /// One end notices that its link is gone.
+    Notice { connection: usize, end: End, link: u64 },
+    /// A cut connection is given up, if it is still cut.
+    GiveUp { connection: usize, life: u64 },
+    /// The downstream end dials.
+    Dial { connection: usize },
+    /// Somebody, somewhere, begins something.
+    Begin,
+    /// A running program of a user goes on.
+    Program { member: usize },
+    /// The next planned trouble.
+    Trouble { number: usize },
+    /// A trouble ends.
+    Over { number: usize },
+    /// A member that is down starts.
+    Up { member: usize },
+    /// The power goes off, if the cut planned in steps has not come yet.
+    Off { member: usize, boot: u64 },
+    /// The kernel writes back by itself.
+    WriteBack { member: usize },
+    /// The oracle looks.
+    Look,
+}
+
+/// What a planned stop of a member is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Stop {
+    /// The power goes.
+    Power,
+    /// The process goes.
+    Process,
+}
+
+/// One member and its people.
+pub struct Member {
+    pub name: String,
+    pub fs: SimFs,
+    pub kv: SimKv,
+    pub power: Power,
+    pub clock: SimClock,
+    /// How far its clock is ahead, microseconds.
+    pub skew: i64,
+    pub machine: Option<Box<dyn Machine>>,
+    pub crowd: Arc<Mutex<Crowd>>,
+    pub boot: u64,
+    pub place: u64,
+    pub stop: Option<Stop>,
+    pub image: Option<(Image, MemoryKv)>,
+    pub mounted: bool,
+    /// How long one sync takes, microseconds.
+    pub sync_time: u64,
+    /// Busy with its last step until then.
+    busy: u64,
+    wake_at: Option<u64>,
+    hints_at: Option<u64>,
+    /// Syncs counted so far, for the time they take.
+    syncs: u64,
+    fresh: Rng,
+}
+
+/// See the module.
+pub struct World<'a> {
+    pub plan: Plan,
+    pub now: u64,
+    pub members: Vec<Member>,
+    pub connections: Vec<Connection>,
+    pub oracle: Oracle,
+    pub counters: Counters,
+    pub violations: Vec<Violation>,
+    pub trace: Trace,
+    pub rng: Rng,
+    /// Passes that are still to be broken.
+    pub break_passes: u64,
+    /// Troubles are over: what breaks now is mended at once.
+    pub healing: bool,
+    pub events: u64,
+    queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    sequence: u64,
+    next_link: u64,
+    open: &'a Opener,
+}
+
+impl Member {
+    /// Its people.
+    pub fn crowd(&self) -> MutexGuard<'_, Crowd> {
+        self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clock_at(&self, now: u64) -> u64 {
+        (BEGIN + now).saturating_add_signed(self.skew)
+    }
+
+    fn set_clock(&self, now: u64) -> Hlc {
+        let time = self.clock_at(now);
+        self.clock.set(i64::try_from(time).unwrap_or(i64::MAX / 1000).saturating_mul(1000));
+        Hlc(time)
+    }
+}
+
+impl<'a> World<'a> {
+    /// Members that have not started yet, with what people had there before.
+    pub fn new(plan: Plan, open: &'a Opener, print: bool) -> Self {
+        let mut rng = Rng::new(plan.seed ^ 0x77_6f72_6c64);
+        let members = (0..plan.members).map(|number| new_member(&plan, number, print, &mut rng)).collect();
+        let connections =
+            plan.pairs().into_iter().flat_map(|(a, b)| [Connection::new(a, b), Connection::new(b, a)]).collect();
+        let mut world = Self {
+            plan,
+            now: 0,
+            members,
+            connections,
+            oracle: Oracle::default(),
+            counters: Counters::default(),
+            violations: Vec::new(),
+            trace: Trace::new(print),
+            rng,
+            break_passes: 0,
+            healing: false,
+            events: 0,
+            queue: BinaryHeap::new(),
+            sequence: 0,
+            next_link: 1,
+            open,
+        };
+        for connection in &mut world.connections {
+            connection.latency = world.rng.between(50, 20_000);
+            connection.jitter = world.rng.below(2000);
+        }
+        for number in 0..world.plan.members {
+            let count = world.plan.populate[number];
+            world.members[number].set_clock(0);
+            let fs = world.members[number].fs.clone();
+            world.members[number].crowd().populate(&fs, count);
+            fs.write_back(true);
+            world.after_users(number);
+            world.at(world.rng.clone().below(1000), Event::Up { member: number });
+            world.at(5_000_000, Event::WriteBack { member: number });
+        }
+        for connection in 0..world.connections.len() {
+            let at = world.rng.below(50_000);
+            world.at(at, Event::Dial { connection });
+        }
+        world
+    }
+
+    /// Plans an event.
+    pub fn at(&mut self, time: u64, event: Event) {
+        self.sequence += 1;
+        self.queue.push(Reverse((time.max(self.now), self.sequence, event)));
+    }
+
+    /// Plans an event that comes so many microseconds from now.
+    pub fn after(&mut self, delay: u64, event: Event) {
+        self.at(self.now + delay, event);
+    }
+
+    /// When the next event is due.
+    pub fn next(&self) -> Option<u64> {
+        self.queue.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    /// One line of the printed history.
+    pub fn say(&mut self, text: impl FnOnce() -> String) {
+        self.trace.line(self.now, text);
+    }
+
+    /// The next event happens.
+    pub fn step(&mut self) -> bool {
+        let Some(Reverse((at, _, event))) = self.queue.pop() else { return false };
+        self.now = self.now.max(at);
+        self.events += 1;
+        self.trace.mark(at);
+        match event {
+            Event::Wake { member } => self.wake(member, at),
+            Event::Hints { member } => self.hints(member),
+            Event::Deliver { connection, end, lane, life } => self.deliver(connection, end, lane, life),
+            Event::Notice { connection, end, link } => self.notice(connection, end, link),
+            Event::GiveUp { connection, life } => self.give_up(connection, life),
+            Event::Dial { connection } => self.dial(connection),
+            Event::Begin => self.begin(),
+            Event::Program { member } => self.program(member),
+            Event::Trouble { number } => self.trouble(number),
+            Event::Over { number } => self.over(number),
+            Event::Up { member } => self.up(member),
+            Event::Off { member, boot } => self.off(member, boot),
+            Event::WriteBack { member } => self.write_back(member),
+            Event::Look => self.look(),
+        }
+        true
+    }
+
+    // ---- members ----
+
+    /// A member starts, or starts again.
+    fn up(&mut self, number: usize) {
+        let member = &mut self.members[number];
+        if member.machine.is_some() {
+            return;
+        }
+        if !member.mounted {
+            // The service does not start before the volume is there.
+            self.after(1_000_000, Event::Up { member: number });
+            return;
+        }
+        let now = member.set_clock(self.now);
+        let mut fresh = member.fresh.fork();
+        let start = Start {
+            fs: member.fs.clone(),
+            kv: member.kv.clone(),
+            name: member.name.clone(),
+            members: (0..self.plan.members).map(name).collect(),
+            primary: number == self.plan.writer.unwrap_or(0),
+            keep_beside: self.plan.keep_beside,
+            boot: member.boot.to_be_bytes().to_vec(),
+            place: member.place.to_be_bytes().to_vec(),
+            now,
+            fresh: Box::new(move || {
+                let mut id = [0; 16];
+                id[..8].copy_from_slice(&fresh.bits().to_be_bytes());
+                id[8..].copy_from_slice(&fresh.bits().to_be_bytes());
+                ReplicaId(id)
+            }),
+            staging_bytes: self.plan.staging_bytes,
+        };
+        // The watcher's marks stand before the replica begins to scan: hints from here on are its own.
+        let _ = member.fs.take_hints();
+        member.hints_at = None;
+        member.wake_at = None;
+        let opened = (self.open)(start);
+        self.after_users(number);
+        self.say(|| format!("member {number} starts"));
+        match opened {
+            Ok(machine) => {
+                self.counters.count("starts");
+                self.members[number].machine = Some(machine);
+                self.call(number, Input::Time);
+                for connection in self.connections_of(number) {
+                    self.after(1000, Event::Dial { connection });
+                }
+            }
+            Err(why) if self.members[number].power.is_on() => {
+                self.counters.count("starts that failed");
+                self.say(|| format!("member {number} does not start: {why}"));
+                self.after(1_000_000, Event::Up { member: number });
+            }
+            // It was cut off while it recovered.
+            Err(_) => self.stopped(number),
+        }
+    }
+
+    /// Gives a member something, and carries out what it asks for.
+    fn call(&mut self, number: usize, input: Input) {
+        let member = &mut self.members[number];
+        let now = member.set_clock(self.now);
+        let Some(machine) = member.machine.as_mut() else { return };
+        let result = machine.handle(now, input);
+        let mut out = Vec::new();
+        while let Some(output) = machine.poll() {
+            out.push(output);
+        }
+        let syncs = member.fs.faults(|f| f.calls(Call::SyncFile) + f.calls(Call::SyncDir) + f.calls(Call::SyncAll));
+        member.busy = self.now + 20 + (syncs - member.syncs) * member.sync_time;
+        member.syncs = syncs;
+        let on = member.power.is_on();
+        self.after_users(number);
+        // What it said before the power went may have been sent; what it said after it noticed nothing was not.
+        if !on {
+            self.stopped(number);
+            return;
+        }
+        for output in out {
+            self.carry_out(number, output);
+        }
+        if let Err(why) = result {
+            self.counters.count("replica stopped by itself");
+            self.say(|| format!("member {number} stops: {why}"));
+            self.go_down(number);
+            self.after(1_000_000, Event::Up { member: number });
+            return;
+        }
+        self.plan_wake(number);
+        self.plan_hints(number);
+    }
+
+    fn carry_out(&mut self, number: usize, output: Output) {
+        match output {
+            Output::Send(link, envelope) => {
+                let Some((index, end)) = self.find_link(number, link) else { return };
+                let now = self.members[number].busy;
+                self.say(|| format!("member {number} -> link {link}: {}", brief(&envelope.message)));
+                let connection = &mut self.connections[index];
+                if let Some((at, lane)) = connection.send(end, now, envelope, &mut self.rng, self.plan.lanes) {
+                    let life = connection.life;
+                    self.at(at, Event::Deliver { connection: index, end, lane, life });
+                }
+            }
+            Output::Close(link, why) => {
+                self.counters.count("links closed by a member");
+                self.say(|| format!("member {number} closes link {link}: {why}"));
+                if let Some((index, _)) = self.find_link(number, link) {
+                    self.break_connection(index);
+                }
+            }
+            Output::Report(event, text) => {
+                self.counters.count(&format!("event {event}"));
+                self.say(|| format!("member {number} event {event}: {text}"));
+            }
+        }
+    }
+
+    fn plan_wake(&mut self, number: usize) {
+        let member = &self.members[number];
+        let Some(deadline) = member.machine.as_ref().and_then(|m| m.deadline()) else { return };
+        let delay = deadline.0.saturating_sub(member.clock_at(self.now));
+        // A deadline that is past means at once, but time goes on even so.
+        let at = (self.now + delay).max(member.busy).max(self.now + 10);
+        if member.wake_at.is_none_or(|w| at < w || w <= self.now) {
+            self.members[number].wake_at = Some(at);
+            self.at(at, Event::Wake { member: number });
+        }
+    }
+
+    fn wake(&mut self, number: usize, at: u64) {
+        let member = &mut self.members[number];
+        if member.wake_at != Some(at) {
+            return;
+        }
+        if member.busy > self.now {
+            member.wake_at = Some(member.busy);
+            let busy = member.busy;
+            self.at(busy, Event::Wake { member: number });
+            return;
+        }
+        member.wake_at = None;
+        self.call(number, Input::Time);
+    }
+
+    /// The watcher speaks a little after something happened.
+    pub fn plan_hints(&mut self, number: usize) {
+        let member = &mut self.members[number];
+        if member.machine.is_some() && member.hints_at.is_none() && member.fs.has_hints() {
+            let at = self.now + self.rng.between(200, 8000);
+            member.hints_at = Some(at);
+            self.at(at, Event::Hints { member: number });
+        }
+    }
+
+    fn hints(&mut self, number: usize) {
+        let member = &mut self.members[number];
+        if member.machine.is_none() {
+            member.hints_at = None;
+            return;
+        }
+        if member.busy > self.now {
+            let busy = member.busy;
+            self.at(busy, Event::Hints { member: number });
+            return;
+        }
+        member.hints_at = None;
+        let hints = member.fs.take_hints();
+        if !hints.is_empty() {
+            self.call(number, Input::Hints(hints));
+        }
+    }
+
+    /// The replica is gone; its links go with it, and the other ends notice later.
+    pub fn go_down(&mut self, number: usize) {
+        self.members[number].machine = None;
+        for index in self.connections_of(number) {
+            let connection = &mut self.connections[index];
+            let end = if connection.ends[0] == number { End::Down } else { End::Up };
+            if connection.link[end as usize].take().is_some() {
+                connection.lose_all();
+                self.notice_later(index, end.other());
+            }
+        }
+    }
+
+    /// The planned cut has come.
+    fn stopped(&mut self, number: usize) {
+        match self.members[number].stop.take() {
+            Some(Stop::Process) => self.kill(number),
+            Some(Stop::Power) | None => self.crash(number),
+        }
+    }
+
+    fn off(&mut self, number: usize, boot: u64) {
+        let member = &mut self.members[number];
+        if member.boot == boot && member.stop.is_some() {
+            member.power.cut();
+            self.stopped(number);
+        }
+    }
+
+    fn crash(&mut self, number: usize) {
+        self.after_users(number);
+        self.go_down(number);
+        let seed = self.rng.bits();
+        let member = &mut self.members[number];
+        member.crowd().die();
+        let wreck = member.fs.crash(seed);
+        member.kv = SimKv::from_image(&member.kv.image(), member.power.clone());
+        member.boot += 1;
+        self.counters.count("power cuts");
+        self.counters.add("names lost by power cuts", wreck.names_lost as u64);
+        for changed in &wreck.changed {
+            self.counters.count(&format!("file after power cut: {:?}", changed.damage));
+        }
+        self.say(|| format!("member {number} loses power: {wreck:?}"));
+        let others = self.disks_but(number);
+        let found = self.oracle.wrecked(self.now, &wreck, &|content| on_any(&others, content));
+        self.violations.extend(found);
+        self.look_at(number);
+        self.back_later(number);
+    }
+
+    fn kill(&mut self, number: usize) {
+        self.go_down(number);
+        let member = &mut self.members[number];
+        member.fs.process_died();
+        member.kv = SimKv::from_image(&member.kv.image(), member.power.clone());
+        self.counters.count("processes killed");
+        self.say(|| format!("member {number} is killed"));
+        self.after_users(number);
+        self.look_at(number);
+        self.back_later(number);
+    }
+
+    fn back_later(&mut self, number: usize) {
+        let delay = if self.healing { 1000 } else { *self.rng.pick(&[1000, 300_000, 5_000_000, 60_000_000]).unwrap_or(&0) };
+        self.after(delay, Event::Up { member: number });
+    }
+
+    /// Puts disk and database back to an image.
+    pub fn roll_back(&mut self, number: usize, copied: bool) {
+        let Some((image, kv)) = self.members[number].image.take() else { return };
+        self.after_users(number);
+        self.go_down(number);
+        let member = &mut self.members[number];
+        let before = everything(&member.fs);
+        member.crowd().die();
+        member.fs.restore(&image);
+        member.power.restore();
+        member.stop = None;
+        member.kv = SimKv::from_image(&kv, member.power.clone());
+        member.boot += 1;
+        member.place += u64::from(copied);
+        let after = everything(&member.fs);
+        let gone: Vec<Thing> = before.difference(&after).cloned().collect();
+        self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
+        let others = self.disks_but(number);
+        self.oracle.rolled_back(self.now, &gone, &|content| on_any(&others, content));
+        self.look_at(number);
+        self.back_later(number);
+    }
+
+    fn disks_but(&self, number: usize) -> Vec<SimFs> {
+        self.members.iter().enumerate().filter(|(n, _)| *n != number).map(|(_, m)| m.fs.clone()).collect()
+    }
+
+    fn write_back(&mut self, number: usize) {
+        let data_too = self.rng.chance(1, 4);
+        if self.members[number].power.is_on() {
+            self.members[number].fs.write_back(data_too);
+        }
+        let delay = self.rng.between(2_000_000, 20_000_000);
+        self.after(delay, Event::WriteBack { member: number });
+    }
+
+    // ---- the network ----
+
+    fn connections_of(&self, number: usize) -> Vec<usize> {
+        (0..self.connections.len()).filter(|&c| self.connections[c].ends.contains(&number)).collect()
+    }
+
+    fn find_link(&self, number: usize, link: u64) -> Option<(usize, End)> {
+        self.connections.iter().enumerate().find_map(|(index, c)| Some((index, c.end_of(number, link)?)))
+    }
+
+    fn dial(&mut self, index: usize) {
+        let connection = &self.connections[index];
+        if connection.link.iter().all(Option::is_some) {
+            return;
+        }
+        let up = connection.ends.iter().all(|&m| self.members[m].machine.is_some());
+        let free = connection.link.iter().all(Option::is_none) && connection.cut == [false; 2];
+        if !up || !free {
+            let delay = self.rng.between(200_000, 2_000_000);
+            self.after(delay, Event::Dial { connection: index });
+            return;
+        }
+        let (down, upper) = (self.next_link, self.next_link + 1);
+        self.next_link += 2;
+        self.connections[index].link = [Some(down), Some(upper)];
+        self.connections[index].lose_all();
+        let [downstream, upstream] = self.connections[index].ends;
+        self.counters.count("links made");
+        self.say(|| format!("link {down}/{upper}: member {downstream} pulls from member {upstream}"));
+        self.call(upstream, Input::LinkUp(upper, Role::Downstream));
+        // The call may have ended the link, or the member.
+        if self.connections[index].link[0] == Some(down) {
+            self.call(downstream, Input::LinkUp(down, Role::Upstream));
+        }
+    }
+
+    fn deliver(&mut self, index: usize, end: End, lane: usize, life: u64) {
+        if self.connections[index].life != life {
+            return;
+        }
+        let to = end.other();
+        let number = self.connections[index].ends[to as usize];
+        let busy = self.members[number].busy;
+        if busy > self.now {
+            self.at(busy, Event::Deliver { connection: index, end, lane, life });
+            return;
+        }
+        let Some(envelope) = self.connections[index].arrived(end, lane, self.now) else { return };
+        let Some(link) = self.connections[index].link[to as usize] else { return };
+        if self.break_passes > 0 && matches!(envelope.message, Message::Page(_)) && self.rng.chance(1, 2) {
+            self.break_passes -= 1;
+            self.counters.count("broken passes");
+            self.say(|| format!("the pass on link {link} is broken"));
+            self.break_connection(index);
+            return;
+        }
+        self.counters.count("messages");
+        self.call(number, Input::Received(link, envelope.message));
+    }
+
+    /// A connection breaks: what is on its way is lost, and each end notices in its own time.
+    pub fn break_connection(&mut self, index: usize) {
+        let lost = self.connections[index].lose_all();
+        self.counters.add("messages lost", lost as u64);
+        self.notice_later(index, End::Down);
+        self.notice_later(index, End::Up);
+    }
+
+    fn notice_later(&mut self, index: usize, end: End) {
+        if let Some(link) = self.connections[index].link[end as usize] {
+            let delay = *self.rng.pick(&[0, 1000, 100_000, 3_000_000]).unwrap_or(&0);
+            self.after(delay, Event::Notice { connection: index, end, link });
+        }
+    }
+
+    fn notice(&mut self, index: usize, end: End, link: u64) {
+        let connection = &mut self.connections[index];
+        if connection.link[end as usize] != Some(link) {
+            return;
+        }
+        connection.link[end as usize] = None;
+        connection.lose_all();
+        let number = connection.ends[end as usize];
+        self.say(|| format!("link {link} of member {number} is gone"));
+        // Where only one end had it, the other one notices too.
+        self.notice_later(index, end.other());
+        self.call(number, Input::LinkDown(link));
+        let delay = self.rng.between(10_000, 1_000_000);
+        self.after(delay, Event::Dial { connection: index });
+    }
+
+    /// Stops one direction, or lets it go again.
+    pub fn set_cut(&mut self, index: usize, end: End, cut: bool) {
+        let connection = &mut self.connections[index];
+        connection.cut[end as usize] = cut;
+        let life = connection.life;
+        if cut {
+            let delay = self.rng.between(GIVE_UP / 10, GIVE_UP);
+            self.after(delay, Event::GiveUp { connection: index, life });
+            return;
+        }
+        for lane in 0..LANES {
+            // All that waited: one event a message.
+            for _ in 0..self.connections[index].waiting(end, lane) {
+                self.after(1, Event::Deliver { connection: index, end, lane, life });
+            }
+        }
+    }
+
+    fn give_up(&mut self, index: usize, life: u64) {
+        let connection = &self.connections[index];
+        if connection.life == life && connection.cut != [false; 2] {
+            self.break_connection(index);
+        }
+    }
+
+    // ---- people ----
+
+    fn begin(&mut self) {
+        let number = self.plan.writer.unwrap_or_else(|| self.rng.clone().index(self.plan.members));
+        self.rng.bits();
+        self.users(number, |crowd, fs, now| crowd.begin(fs, now));
+        let done: u64 = self.members.iter().map(|m| m.crowd().done).sum();
+        if done < self.plan.operations {
+            let mean = self.plan.ends / self.plan.operations.max(1);
+            let delay = self.rng.below(2 * mean + 1);
+            self.after(delay, Event::Begin);
+        }
+    }
+
+    fn program(&mut self, number: usize) {
+        self.users(number, Crowd::run);
+    }
+
+    fn users(&mut self, number: usize, act: impl FnOnce(&mut Crowd, &SimFs, u64)) {
+        let member = &self.members[number];
+        member.set_clock(self.now);
+        // While the machine is off nobody can use it; the daemon may be down, though.
+        if member.power.is_on() {
+            act(&mut member.crowd(), &member.fs, self.now);
+        }
+        self.after_users(number);
+        self.plan_hints(number);
+    }
+
+    /// Tells the oracle what people did, and plans the next steps of their programs.
+    pub fn after_users(&mut self, number: usize) {
+        let member = &self.members[number];
+        let (lines, handled, next) = {
+            let mut crowd = member.crowd();
+            (crowd.take_log(), crowd.take_handled(), crowd.next())
+        };
+        let deeds = member.fs.take_deeds();
+        for line in lines {
+            self.say(|| line);
+        }
+        for content in handled {
+            self.oracle.handled(number, content);
+        }
+        for deed in deeds {
+            self.trace.mark(number as u64);
+            self.oracle.deed(number, self.now, deed);
+        }
+        if let Some(next) = next {
+            self.at(next, Event::Program { member: number });
+        }
+    }
+
+    // ---- the oracle ----
+
+    fn look(&mut self) {
+        for number in 0..self.members.len() {
+            self.look_at(number);
+        }
+        if !self.healing {
+            let delay = self.plan.ends / 16 + 1;
+            self.after(delay, Event::Look);
+        }
+    }
+
+    /// Asks whether a member's tree shows anything that nobody wrote.
+    pub fn look_at(&mut self, number: usize) {
+        self.after_users(number);
+        let member = &self.members[number];
+        let before = self.violations.len();
+        self.oracle.look(&member.name, &member.fs, &mut self.violations);
+        if self.violations.len() > before {
+            self.say(|| "VIOLATION: No invention".into());
+        }
+    }
+
+    /// Nothing is under way: every member is up, connected, and has nothing to do.
+    pub fn quiet(&self) -> bool {
+        self.members.iter().all(|m| {
+            m.machine.as_ref().is_some_and(|machine| machine.settled()) && !m.fs.has_hints() && m.fs.users_open() == 0
+        }) && self.connections.iter().all(|c| c.link.iter().all(Option::is_some) && c.idle())
+    }
+}
+
+/// The name of a member.
+pub fn name(number: usize) -> String {
+    format!("hq{number}")
+}
+
+fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member {
+    let clock = SimClock::default();
+    let exchange_moves_ctime = rng.chance(1, 2);
+    let mut config = DiskConfig { exchange_moves_ctime, cookies: rng.chance(1, 3), ..DiskConfig::default() };
+    config.abilities.reflinks = rng.chance(1, 2);
+    config.coarse_hints = rng.chance(1, 8);
+    let fs = SimFs::new(config, clock.clone(), rng.bits());
+    let power = fs.power();
+    let mut crowd = Crowd::new(number, rng.fork());
+    crowd.prints = print;
+    crowd.worst_moment = if plan.writer.is_none_or(|w| w == number) { plan.worst_moment } else { 0 };
+    let crowd = Arc::new(Mutex::new(crowd));
+    let people = Arc::clone(&crowd);
+    if plan.worst_moment > 0 {
+        fs.set_interloper(Some(Box::new(move |fs, call| {
+            people.lock().unwrap_or_else(PoisonError::into_inner).interlope(fs, call);
+        })));
+    }
+    Member {
+        name: name(number),
+        kv: SimKv::new(power.clone()),
+        fs,
+        power,
+        clock,
+        skew: plan.skews[number],
+        machine: None,
+        crowd,
+        boot: 1,
+        place: 1000 + number as u64,
+        stop: None,
+        image: None,
+        mounted: true,
+        sync_time: 200,
+        busy: 0,
+        wake_at: None,
+        hints_at: None,
+        syncs: 0,
+        fresh: rng.fork(),
+    }
+}
+
+/// All contents on a disk, private ones too.
+fn everything(fs: &SimFs) -> BTreeSet<Thing> {
+    let trees = [fs.tree(), fs.private_tree()];
+    trees.into_iter().flat_map(|tree| tree.into_values().filter_map(|e| e.content)).collect()
+}
+
+fn on_any(disks: &[SimFs], content: &Thing) -> bool {
+    disks.iter().any(|fs| everything(fs).contains(content))
+}
+
+/// A message in a few words.
+fn brief(message: &Message) -> String {
+    match message {
+        Message::Page(page) => {
+            format!("Page of {} rows through {:?}, complete: {}", page.rows.len(), page.through, page.complete.is_some())
+        }
+        Message::Pieces { request, first, pieces } => {
+            format!("Pieces of {request} from {first}: {}", pieces.len())
+        }
+        Message::Fetch { request, wants } => format!("Fetch {request}: {} pieces", wants.len()),
+        other => {
+            let mut text = format!("{other:?}");
+            if let Some((at, _)) = text.char_indices().nth(160) {
+                text.truncate(at);
+                text.push('…');
+            }
+            text
+        }
+    }
+}
+
+/// Troubles are in `trouble`; this is what they need of a member's plan.
+impl World<'_> {
+    fn trouble(&mut self, number: usize) {
+        let Some(&(_, trouble, member)) = self.plan.troubles.get(number) else { return };
+        self.counters.count(&format!("trouble: {trouble:?}"));
+        self.begin_trouble(number, trouble, member);
+    }
+
+    fn over(&mut self, number: usize) {
+        let Some(&(_, trouble, member)) = self.plan.troubles.get(number) else { return };
+        self.end_trouble(trouble, member);
+    }
+
+    /// Every planned trouble, also those that did not occur, so that the table names them.
+    pub fn plan_troubles(&mut self) {
+        for (trouble, _) in Trouble::RATES {
+            self.counters.add(&format!("trouble: {trouble:?}"), 0);
+        }
+        for number in 0..self.plan.troubles.len() {
+            self.at(self.plan.troubles[number].0, Event::Trouble { number });
+        }
+    }
+}
