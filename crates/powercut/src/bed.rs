@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::log::{Cut, LastEpoch, Random};
+use crate::stale::{SCRATCH_PREFIX, VOLUME_DIRECTORY};
 use crate::volume::{FileSystem, Volume, available};
 use crate::{Disk, Error, Marker, sweep};
 
@@ -44,8 +45,8 @@ pub struct Replayed<'a> {
 
 fn scratch() -> Result<(TempDir, PathBuf, PathBuf), Error> {
     let scratch = || {
-        let scratch = tempfile::Builder::new().prefix("powercut-").tempdir()?;
-        let (disk, volume) = (scratch.path().join("disk"), scratch.path().join("volume"));
+        let scratch = tempfile::Builder::new().prefix(SCRATCH_PREFIX).tempdir()?;
+        let (disk, volume) = (scratch.path().join("disk"), scratch.path().join(VOLUME_DIRECTORY));
         fs::create_dir(&disk)?;
         fs::create_dir(&volume)?;
         Ok::<_, io::Error>((scratch, disk, volume))

@@ -1,9 +1,10 @@
 //! Clears away what a test bed left that was killed: mounts and loop devices whose process is gone.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::mount::UnmountFlags;
 
@@ -11,6 +12,11 @@ use crate::volume::detach;
 
 /// What a served disk is called in the list of mounts, before the number of the process that serves it.
 pub(crate) const SOURCE_PREFIX: &str = "anabranch-powercut:";
+
+/// What the directories of a bed begin with.
+pub(crate) const SCRATCH_PREFIX: &str = "powercut-";
+/// Where in them the volume is mounted.
+pub(crate) const VOLUME_DIRECTORY: &str = "volume";
 
 /// One line of the list of mounts.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -68,6 +74,9 @@ fn devices_on(directory: &Path) -> Vec<PathBuf> {
 /// Unmounts and detaches what processes that are gone have left in this mount namespace. What a living one uses stays.
 /// Returns how many disks there were.
 pub fn sweep() -> usize {
+    // Whoever comes second returns when the work is done, not while the first is at it.
+    static ONE: Mutex<()> = Mutex::new(());
+    let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mounts = mounts(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
     let gone = |mount: &&Mount| owner(mount).is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists());
     let stale: Vec<&Mount> = mounts.iter().filter(gone).collect();
@@ -80,8 +89,21 @@ pub fn sweep() -> usize {
             detach(&device);
         }
         let _ = rustix::mount::unmount(&disk.directory, UnmountFlags::DETACH);
+        remove_scratch(&disk.directory);
     }
     stale.len()
+}
+
+/// Removes the directories of a bed, whose disk was served in this one, where nothing is in them.
+fn remove_scratch(disk: &Path) {
+    let Some(scratch) = disk.parent().filter(|s| s.file_name().is_some_and(is_scratch)) else { return };
+    for directory in [disk, &scratch.join(VOLUME_DIRECTORY), scratch] {
+        let _ = fs::remove_dir(directory);
+    }
+}
+
+fn is_scratch(name: &OsStr) -> bool {
+    name.to_str().is_some_and(|name| name.starts_with(SCRATCH_PREFIX))
 }
 
 #[cfg(test)]

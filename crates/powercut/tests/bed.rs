@@ -7,8 +7,9 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::Write;
-use std::path::Path;
+use std::io::{BufRead, BufReader, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anabranch_powercut::{Bed, Error, FileSystem, LastEpoch, Recording, Replayed};
 
@@ -153,22 +154,66 @@ fn a_missing_fsync_is_caught() {
     }
 }
 
+/// Is anything mounted beneath this directory, or a loop device on a file of it?
+fn in_use(scratch: &Path) -> bool {
+    let scratch = scratch.to_str().unwrap();
+    let backing = |e: fs::DirEntry| fs::read_to_string(e.path().join("loop/backing_file")).ok();
+    fs::read_to_string("/proc/self/mountinfo").unwrap().contains(scratch)
+        || fs::read_dir("/sys/block").unwrap().flatten().filter_map(backing).any(|file| file.contains(scratch))
+}
+
 #[test]
 fn a_panic_leaves_no_mount_and_no_loop_device() {
     let Some(bed) = start(FileSystem::Ext4) else { return };
-    let path = bed.path().to_owned();
+    let scratch = bed.path().parent().unwrap().to_owned();
+    assert!(in_use(&scratch));
     let died = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
         write(&bed.path().join("file"), b"text", true);
         panic!("on purpose");
     }));
     assert!(died.is_err());
+    assert!(!in_use(&scratch) && !scratch.exists());
+}
+
+const CHILD: &str = "ANABRANCH_POWERCUT_CHILD";
+
+/// Not a test of its own: what the killed process runs.
+#[test]
+fn child() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let bed = start(FileSystem::Xfs).unwrap();
+    write(&bed.path().join("file"), &content("file"), false);
+    say_path(bed.path());
+    // Until it is killed.
+    let _ = std::io::stdin().lines().next();
+}
+
+fn say_path(path: &Path) {
+    let mut out = std::io::stdout();
+    out.write_all(format!("mounted {}\n", path.display()).as_bytes()).and_then(|()| out.flush()).unwrap();
+}
+
+#[test]
+fn what_a_killed_process_left_is_cleared_away() {
+    if start(FileSystem::Xfs).is_none() {
+        return;
+    }
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["child", "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let path = lines.find_map(|line| line.split_once("mounted ").map(|(_, path)| PathBuf::from(path))).unwrap();
     let scratch = path.parent().unwrap();
-    assert!(!scratch.exists());
-    let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(scratch.to_str().unwrap()));
-    let backing = fs::read_dir("/sys/block")
-        .unwrap()
-        .flatten()
-        .filter_map(|e| fs::read_to_string(e.path().join("loop/backing_file")).ok());
-    assert!(!backing.into_iter().any(|file| file.contains(scratch.to_str().unwrap())));
+    assert!(in_use(scratch));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    anabranch_powercut::sweep();
+    assert!(!in_use(scratch) && !scratch.exists());
+    assert_eq!(anabranch_powercut::sweep(), 0);
 }
