@@ -10,3 +10,4 @@ mod fidelity;
 mod kills;
 mod one_writer;
 mod ordinary_user;
+mod power_cuts;

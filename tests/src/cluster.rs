@@ -51,9 +51,19 @@ impl Cluster {
     /// # Errors
     /// When any command on the way fails.
     pub fn joined(count: usize, user: User) -> Result<Self> {
-        let mut cluster = Self { members: Vec::new(), dir: scratch()? };
+        let dir = scratch()?;
+        let place = dir.path().to_path_buf();
+        Self::joined_at(&place, dir, count, user)
+    }
+
+    /// As [`Self::joined`], with the members' directories in `place`, which lies in `dir` or is mounted there.
+    ///
+    /// # Errors
+    /// When any command on the way fails.
+    pub fn joined_at(place: &Path, dir: TempDir, count: usize, user: User) -> Result<Self> {
+        let mut cluster = Self { members: Vec::new(), dir };
         for number in 1..=count {
-            cluster.members.push(Member::prepare(cluster.dir.path(), &format!("hq{number}"), user)?);
+            cluster.members.push(Member::prepare(place, &format!("hq{number}"), user)?);
         }
         cluster.found()?;
         for place in 1..count {

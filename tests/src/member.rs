@@ -40,6 +40,7 @@ pub struct Member {
     pub port: u16,
     user: User,
     program: PathBuf,
+    boot_id: Option<PathBuf>,
     process: Option<Child>,
 }
 
@@ -66,7 +67,7 @@ impl Member {
                 std::os::unix::fs::chown(home.join(part), Some(number), Some(number)).context("give away a folder")?;
             }
         }
-        Ok(Self { name: name.to_owned(), home, port: free_port()?, user, program, process: None })
+        Ok(Self { name: name.to_owned(), home, port: free_port()?, user, program, boot_id: None, process: None })
     }
 
     /// The root of its copy of the folder.
@@ -147,6 +148,21 @@ impl Member {
         Ok(invitation)
     }
 
+    /// From the next start on the daemon sees another boot id, as after a power cut: the text of that file. Needs root.
+    pub fn boot_anew(&mut self, boot_id: PathBuf) {
+        self.boot_id = Some(boot_id);
+    }
+
+    fn serve_command(&self) -> Command {
+        let Some(boot_id) = &self.boot_id else { return self.command(&["serve"]) };
+        // In a mount namespace of its own, so that nothing else on this machine sees it.
+        let script = "mount --bind \"$0\" /proc/sys/kernel/random/boot_id && exec \"$@\"";
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--", "sh", "-c", script]).arg(boot_id).arg(&self.program).arg("serve");
+        command.env("ANABRANCH_DATA", self.data()).current_dir(&self.home);
+        command
+    }
+
     /// Starts the daemon without waiting until it answers.
     ///
     /// # Errors
@@ -154,7 +170,7 @@ impl Member {
     pub fn start(&mut self) -> Result<()> {
         ensure!(self.process.is_none(), "{} runs already", self.name);
         let log = self.log_file()?;
-        let mut command = self.command(&["serve"]);
+        let mut command = self.serve_command();
         command.stdin(Stdio::null()).stdout(log.try_clone().context("share a log")?).stderr(log);
         self.process = Some(command.spawn().with_context(|| format!("start {}", self.name))?);
         Ok(())

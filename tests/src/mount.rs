@@ -22,14 +22,21 @@ impl Mount {
         Ok(Self { at: at.to_path_buf() })
     }
 
+    /// A directory that is also seen elsewhere.
+    ///
+    /// # Errors
+    /// When it cannot be mounted.
+    pub fn bind(from: &Path, at: &Path) -> Result<Self> {
+        tool(Path::new("/"), "mount", &["--bind", &from.display().to_string(), &at.display().to_string()])?;
+        Ok(Self { at: at.to_path_buf() })
+    }
+
     /// The directory mounted onto itself, so that it can become read-only alone.
     ///
     /// # Errors
     /// When it cannot be mounted.
     pub fn itself(at: &Path) -> Result<Self> {
-        let path = at.display().to_string();
-        tool(Path::new("/"), "mount", &["--bind", &path, &path])?;
-        Ok(Self { at: at.to_path_buf() })
+        Self::bind(at, at)
     }
 
     /// Mounts it anew with other options, e.g. `ro` or `size=64m`.
