@@ -465,7 +465,9 @@ pub fn check_address(text: &str) -> Result<(), String> {
         return wrong("the port is no number from 1 to 65535");
     }
     match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        Some(v6) if v6.parse::<std::net::Ipv6Addr>().is_ok() => Ok(()),
+        Some(v6) if v6.matches(':').count() >= 2 && v6.bytes().all(|b| b.is_ascii_hexdigit() || b":.".contains(&b)) => {
+            Ok(())
+        }
         Some(_) => wrong("what is in brackets is no IPv6 address"),
         None if host.is_empty() => wrong("it has no host"),
         None if host.contains(':') => wrong("an IPv6 address stands in brackets"),

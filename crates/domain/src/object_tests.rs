@@ -197,7 +197,9 @@ fn addresses_and_paths() {
     for good in ["hq1:7400", "hq1.example.org:1", "10.0.0.1:65535", "[::1]:7400", "a_b:1"] {
         assert_eq!(check_address(good), Ok(()), "{good}");
     }
-    for bad in ["", "hq1", ":7400", "hq1:", "hq1:0", "hq1:65536", "hq1:+1", "::1:7400", "[hq1]:7400", "a b:1", "ü:1"] {
+    for bad in
+        ["", "hq1", ":7400", "hq1:", "hq1:0", "hq1:65536", "hq1:+1", "::1:7400", "[hq1]:7400", "[fe]:1", "a b:1", "ü:1"]
+    {
         assert!(check_address(bad).is_err(), "{bad}");
     }
     for good in ["/srv", "/srv/site", "/srv/ä b/..x"] {

@@ -9,7 +9,7 @@
 //! | 4, n | frames, each its length n (at most [`MESSAGE_BYTES_MAX`]) and that many bytes: one protobuf message `Envelope` |
 //!
 //! All that goes over a connection after the first six bytes is frames. The first one of each side belongs to the
-//! greeting ([`crate::greeting`]), all others are envelopes. A frame of length 0 is the keep-alive (kind 0, no folder,
+//! greeting (`greeting`), all others are envelopes. A frame of length 0 is the keep-alive (kind 0, no folder,
 //! no body).
 //!
 //! `Envelope`: 1 folder id (16 bytes), 2 kind (number), 3 body (a message). In the bodies a *replica* is 16 bytes, a
@@ -71,7 +71,7 @@ pub const MEMBER_BYTES_MAX: usize = 255;
 /// The longest reason of a refusal; longer ones are cut when they are encoded.
 pub const REASON_BYTES_MAX: usize = 4096;
 /// The most replica ids in the dictionary of a page.
-pub const PAGE_REPLICAS_MAX: usize = 16_384;
+pub const PAGE_REPLICAS_MAX: usize = 65_536;
 /// The most attribute values in the dictionary of a page.
 pub const ATTRIBUTES_MAX: usize = 65_536;
 /// The most rows of a page.
