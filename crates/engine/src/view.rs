@@ -24,7 +24,7 @@ use anabranch_model::codec::{Reader, Writer};
 use anabranch_model::{Name, Record, Stamp, Uid};
 
 use crate::keys::{self, UID_BYTES, UidKey};
-use crate::kv::{Kv, KvError, Table, after_prefix};
+use crate::kv::{Kv, KvError, Pair, Table, after_prefix};
 use crate::records::{Policy, Records};
 use crate::rules::live_by_record;
 
@@ -238,19 +238,14 @@ impl<K: Kv> Records<K> {
         self.mark(parent, name.bytes())
     }
 
-    /// Live things whose record has this parent: none, one, or two for more.
-    fn live_children(&self, parent: Uid) -> Result<usize, KvError> {
-        let Some(key) = self.numbers.find_key(parent) else { return Ok(0) };
-        let to = after_prefix(&key);
-        // A file kept beside has two slots.
-        let slots = self.kv.range(Table::Slots, &key, to.as_deref(), 3)?;
-        let mut found: BTreeSet<UidKey> =
-            slots.iter().filter_map(|(key, _)| keys::split_slot(key)).map(|(_, _, uid)| uid).collect();
-        if found.len() < 2 && self.counters.cuts > 0 {
-            let cut = self.kv.range(Table::Children, &key, to.as_deref(), 2)?;
-            found.extend(cut.iter().filter_map(|(key, _)| key.last_chunk::<UID_BYTES>()));
-        }
-        Ok(found.len().min(2))
+    /// Is there a live thing, besides this directory, whose record has this parent?
+    fn live_child(&self, parent: Uid, besides: Option<Uid>) -> Result<bool, KvError> {
+        let Some(key) = self.numbers.find_key(parent) else { return Ok(false) };
+        let (to, besides) = (after_prefix(&key), besides.and_then(|uid| self.numbers.find_key(uid)));
+        let other = |(key, _): &Pair| key.last_chunk::<UID_BYTES>() != besides.as_ref();
+        // A directory has one slot, so of two slots one is another thing's.
+        Ok(self.kv.range(Table::Slots, &key, to.as_deref(), 2)?.iter().any(other)
+            || self.counters.cuts > 0 && self.kv.range(Table::Children, &key, to.as_deref(), 2)?.iter().any(other))
     }
 
     /// The directories of the cycle of recorded parents that this one is on, from it upward; `None` if it is on none.
@@ -308,18 +303,18 @@ impl<K: Kv> Records<K> {
 
     /// After a record changed.
     pub(crate) fn view_after(&mut self, uid: Uid, old: Option<Place>, new: Option<Place>) -> Result<(), KvError> {
-        let mut before = self.derived(uid)?;
-        let mut old = old.filter(|place| place.live || before.kept);
         let kinds = (old.as_ref().map(|p| p.directory), new.as_ref().map(|p| p.directory));
-        if let (Some(place), (Some(was), Some(is))) = (&old, kinds)
+        if let (Some(was), Some(is)) = kinds
             && was != is
         {
-            // Only a number used twice can turn a directory into a file: it begins anew.
-            self.take_out(uid, place)?;
-            (before, old) = (Derived::default(), None);
+            // Only a number used twice can make a file of a directory: it begins anew.
+            self.view_after(uid, old, None)?;
+            return self.view_after(uid, None, new);
         }
+        let before = self.derived(uid)?;
+        let old = old.filter(|place| place.live || before.kept);
         let live = match &new {
-            Some(place) => place.live || place.directory && self.live_children(uid)? > 0,
+            Some(place) => place.live || place.directory && self.live_child(uid, None)?,
             None => false,
         };
         let Some(place) = new.filter(|_| live) else {
@@ -354,7 +349,7 @@ impl<K: Kv> Records<K> {
         }
         born.extend(Some(uid).filter(|_| place.directory));
         for directory in born {
-            if self.live_children(directory)? > 0 {
+            if self.live_child(directory, None)? {
                 self.cut_cycle(directory)?;
             }
         }
@@ -396,13 +391,15 @@ impl<K: Kv> Records<K> {
             if !self.derived(uid)?.kept {
                 break;
             }
-            if self.live_children(uid)? > 0 {
+            if self.live_child(uid, None)? {
                 // On a cycle each directory keeps the next one: that counts only if something else keeps one of them.
                 let Some(cycle) = self.cycle(uid)? else { break };
+                let mut below = cycle.last().map(|(uid, _)| *uid);
                 for (uid, place) in &cycle {
-                    if place.live || self.live_children(*uid)? > 1 {
+                    if place.live || self.live_child(*uid, below)? {
                         return Ok(());
                     }
+                    below = Some(*uid);
                 }
                 for (uid, place) in &cycle {
                     self.take_out(*uid, place)?;
@@ -420,13 +417,18 @@ impl<K: Kv> Records<K> {
         self.unsupport(place.parent)
     }
 
-    /// Takes something out of the view that is not live any more. It has no live children, so no names have to be looked
-    /// at again for its sake but its own.
+    /// Takes something out of the view that is not live any more. Nothing live is in it, unless its record was dropped or
+    /// it is no directory any more.
     fn take_out(&mut self, uid: Uid, place: &Place) -> Result<(), KvError> {
         let old = self.derived(uid)?;
         self.leave(uid, place, &mut old.clone())?;
         if let Some(shown) = old.merged {
             self.ungroup(shown, uid)?;
+            if self.live_child(uid, None)? {
+                let directory = self.numbers.key(&mut self.kv, uid)?;
+                let cursor = directory.to_vec();
+                self.view.rechecks.push(Recheck { directory, before: shown, after: uid, cursor });
+            }
         }
         let old = self.derived(uid)?;
         self.derive(uid, &old, &Derived::default())?;

@@ -22,20 +22,20 @@ fn run(check: fn(u64, Policy, bool) -> Option<String>, policy: Policy, count: u6
 
 #[test]
 fn histories_that_preserve() {
-    run(scenarios::history, Policy::Preserve, count(400));
+    run(scenarios::history, Policy::Preserve, count(60));
 }
 
 #[test]
 fn histories_that_keep_beside() {
-    run(scenarios::history, Policy::KeepBeside, count(400));
+    run(scenarios::history, Policy::KeepBeside, count(60));
 }
 
 #[test]
 fn merged_directories_that_preserve() {
-    run(scenarios::merging, Policy::Preserve, count(400));
+    run(scenarios::merging, Policy::Preserve, count(60));
 }
 
 #[test]
 fn merged_directories_that_keep_beside() {
-    run(scenarios::merging, Policy::KeepBeside, count(400));
+    run(scenarios::merging, Policy::KeepBeside, count(60));
 }
