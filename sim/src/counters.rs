@@ -5,16 +5,16 @@ use std::fmt;
 
 /// Counts by name.
 #[derive(Clone, Default, Debug)]
-pub struct Counters(BTreeMap<String, u64>);
+pub(crate) struct Counters(BTreeMap<String, u64>);
 
 impl Counters {
     /// One more.
-    pub fn count(&mut self, name: &str) {
+    pub(crate) fn count(&mut self, name: &str) {
         self.add(name, 1);
     }
 
     /// So many more. A count of zero is kept too: it names what could have occurred.
-    pub fn add(&mut self, name: &str, count: u64) {
+    pub(crate) fn add(&mut self, name: &str, count: u64) {
         match self.0.get_mut(name) {
             Some(sum) => *sum += count,
             None => {
@@ -24,19 +24,19 @@ impl Counters {
     }
 
     /// Adds another table.
-    pub fn join(&mut self, other: &Self) {
+    pub(crate) fn join(&mut self, other: &Self) {
         for (name, count) in &other.0 {
             self.add(name, *count);
         }
     }
 
     /// How often.
-    pub fn of(&self, name: &str) -> u64 {
+    pub(crate) fn of(&self, name: &str) -> u64 {
         self.0.get(name).copied().unwrap_or(0)
     }
 
     /// Names that never occurred.
-    pub fn never(&self) -> impl Iterator<Item = &str> {
+    pub(crate) fn never(&self) -> impl Iterator<Item = &str> {
         self.0.iter().filter(|(_, count)| **count == 0).map(|(name, _)| &**name)
     }
 }

@@ -9,25 +9,25 @@ use crate::plan::Plan;
 use crate::world::{Event, World};
 
 /// How long the members have to come to rest after everything was mended: simulated microseconds, and events.
-const REST_TIME: u64 = 4 * 3_600_000_000;
-const REST_EVENTS: u64 = 2_000_000;
+const REST_TIME: u64 = 3_600_000_000;
+const REST_EVENTS: u64 = 200_000;
 /// How long nothing may happen before it counts as rest: longer than any delay before a resolution is written.
 const STILL: u64 = 130_000_000;
 
 /// What came of a history.
-pub struct Outcome {
+pub(crate) struct Outcome {
     /// What must not be; nothing is good.
-    pub violations: Vec<Violation>,
+    pub(crate) violations: Vec<Violation>,
     /// What occurred.
-    pub counters: Counters,
+    pub(crate) counters: Counters,
     /// Equal seeds give equal digests.
-    pub digest: u64,
+    pub(crate) digest: u64,
     /// The printed history, where it was asked for.
-    pub lines: Vec<String>,
+    pub(crate) lines: Vec<String>,
 }
 
 /// Runs a history.
-pub fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
+pub(crate) fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
     let mut world = World::new(plan, open, print);
     world.say_plan();
     world.plan_troubles();
@@ -55,7 +55,10 @@ pub fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
 fn people(world: &mut World<'_>) {
     loop {
         let done: u64 = world.members.iter().map(|m| m.crowd().done).sum();
-        if done >= world.plan.operations || world.now > 4 * world.plan.ends + 600_000_000 || !world.violations.is_empty() {
+        if done >= world.plan.operations
+            || world.now > 4 * world.plan.ends + 600_000_000
+            || !world.violations.is_empty()
+        {
             break;
         }
         if !world.step() {
@@ -117,7 +120,11 @@ fn ask(world: &mut World<'_>, left: Option<&Tree>) {
 
 fn figures(world: &mut World<'_>) {
     world.counters.count("histories");
-    world.counters.count(if world.plan.writer.is_some() { "histories with one writer" } else { "histories with many writers" });
+    world.counters.count(if world.plan.writer.is_some() {
+        "histories with one writer"
+    } else {
+        "histories with many writers"
+    });
     world.counters.count(&format!("histories in a {:?}", world.plan.topology));
     world.counters.count(&format!("histories of {} members", world.plan.members));
     world.counters.add("events", world.events);

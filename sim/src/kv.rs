@@ -8,14 +8,14 @@ use anabranch_volume::simulated::Power;
 
 /// A handle to a database. A commit is one step of the machine's [`Power`]: it happens whole, or not at all.
 #[derive(Clone)]
-pub struct SimKv {
+pub(crate) struct SimKv {
     inner: Arc<Mutex<MemoryKv>>,
     power: Power,
 }
 
 impl SimKv {
     /// An empty database.
-    pub fn new(power: Power) -> Self {
+    pub(crate) fn new(power: Power) -> Self {
         Self::with(MemoryKv::default(), power)
     }
 
@@ -28,12 +28,12 @@ impl SimKv {
     }
 
     /// What a crash now would leave.
-    pub fn image(&self) -> MemoryKv {
+    pub(crate) fn image(&self) -> MemoryKv {
         self.lock().committed()
     }
 
     /// A database with that content, of its own.
-    pub fn from_image(image: &MemoryKv, power: Power) -> Self {
+    pub(crate) fn from_image(image: &MemoryKv, power: Power) -> Self {
         Self::with(image.clone(), power)
     }
 

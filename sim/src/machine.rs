@@ -12,7 +12,7 @@ use crate::kv::SimKv;
 
 /// What the partner at the other end of a link is to the member.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Role {
+pub(crate) enum Role {
     /// The member pulls from it.
     Upstream,
     /// It pulls from the member.
@@ -21,7 +21,7 @@ pub enum Role {
 
 /// What comes in.
 #[derive(Debug)]
-pub enum Input {
+pub(crate) enum Input {
     /// Nothing but time.
     Time,
     /// Entries that may have changed.
@@ -36,7 +36,7 @@ pub enum Input {
 
 /// What goes out.
 #[derive(Debug)]
-pub enum Output {
+pub(crate) enum Output {
     /// To be said on that link.
     Send(u64, Envelope),
     /// That link is to be closed; why.
@@ -47,50 +47,50 @@ pub enum Output {
 
 /// Something preserved, as the manifest says.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub struct Kept {
+pub(crate) struct Kept {
     /// Where it lies, from the program's own directory on; with all below if it is a directory.
-    pub place: Vec<u8>,
+    pub(crate) place: Vec<u8>,
     /// Where it was in the tree.
-    pub path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// Of the class *unseen*.
-    pub unseen: bool,
+    pub(crate) unseen: bool,
     /// Announced, but not yet seen to be there.
-    pub pending: bool,
+    pub(crate) pending: bool,
     /// For the printed history.
-    pub reason: String,
+    pub(crate) reason: String,
 }
 
 /// What a replica is told when it starts.
-pub struct Start {
+pub(crate) struct Start {
     /// Its disk.
-    pub fs: SimFs,
+    pub(crate) fs: SimFs,
     /// Its database, empty at first.
-    pub kv: SimKv,
+    pub(crate) kv: SimKv,
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// All members' names.
-    pub members: Vec<String>,
+    pub(crate) members: Vec<String>,
     /// It holds the first content.
-    pub primary: bool,
+    pub(crate) primary: bool,
     /// A file that loses its name is kept beside the winner, not preserved.
-    pub keep_beside: bool,
+    pub(crate) keep_beside: bool,
     /// This start of the machine.
-    pub boot: Vec<u8>,
+    pub(crate) boot: Vec<u8>,
     /// This machine and file system.
-    pub place: Vec<u8>,
+    pub(crate) place: Vec<u8>,
     /// Its clock, microseconds since 1970.
-    pub now: Hlc,
+    pub(crate) now: Hlc,
     /// Fresh replica ids, from the seed.
-    pub fresh: Box<dyn FnMut() -> ReplicaId + Send>,
+    pub(crate) fresh: Box<dyn FnMut() -> ReplicaId + Send>,
     /// Bytes for staging.
-    pub staging_bytes: u64,
+    pub(crate) staging_bytes: u64,
 }
 
 /// Named counters of a replica, for the table of what occurred.
-pub type Figures = Vec<(&'static str, u64)>;
+pub(crate) type Figures = Vec<(&'static str, u64)>;
 
 /// A replica at work.
-pub trait Machine {
+pub(crate) trait Machine {
     /// Takes an event in.
     ///
     /// # Errors
@@ -124,4 +124,4 @@ pub trait Machine {
 }
 
 /// Starts a replica.
-pub type Opener = dyn Fn(Start) -> Result<Box<dyn Machine>, String> + Sync;
+pub(crate) type Opener = dyn Fn(Start) -> Result<Box<dyn Machine>, String> + Sync;

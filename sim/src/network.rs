@@ -14,11 +14,11 @@ use anabranch_net::message::{Envelope, Message, Piece};
 use anabranch_volume::simulated::Rng;
 
 /// Lanes in each direction: control, and content.
-pub const LANES: usize = 2;
+pub(crate) const LANES: usize = 2;
 
 /// Which end of a connection.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum End {
+pub(crate) enum End {
     /// The one that pulls.
     Down = 0,
     /// The one that is pulled from.
@@ -27,7 +27,7 @@ pub enum End {
 
 impl End {
     /// The other one.
-    pub fn other(self) -> Self {
+    pub(crate) fn other(self) -> Self {
         match self {
             Self::Down => Self::Up,
             Self::Up => Self::Down,
@@ -45,27 +45,27 @@ struct Lane {
 }
 
 /// One connection of a group: the downstream member pulls from the upstream one.
-pub struct Connection {
+pub(crate) struct Connection {
     /// Members by end.
-    pub ends: [usize; 2],
+    pub(crate) ends: [usize; 2],
     /// The link's number at each end, while that end believes that it stands.
-    pub link: [Option<u64>; 2],
+    pub(crate) link: [Option<u64>; 2],
     /// Nothing that this end sends arrives.
-    pub cut: [bool; 2],
+    pub(crate) cut: [bool; 2],
     /// One way, in microseconds.
-    pub latency: u64,
+    pub(crate) latency: u64,
     /// Added at random, up to this.
-    pub jitter: u64,
+    pub(crate) jitter: u64,
     /// Bytes a second.
-    pub rate: u64,
+    pub(crate) rate: u64,
     lanes: [[Lane; LANES]; 2],
     /// Number of the connection's life: what was planned for an earlier one is void.
-    pub life: u64,
+    pub(crate) life: u64,
 }
 
 impl Connection {
     /// A good connection, down.
-    pub fn new(downstream: usize, upstream: usize) -> Self {
+    pub(crate) fn new(downstream: usize, upstream: usize) -> Self {
         Self {
             ends: [downstream, upstream],
             link: [None; 2],
@@ -79,18 +79,20 @@ impl Connection {
     }
 
     /// Which end a member is at with this link.
-    pub fn end_of(&self, member: usize, link: u64) -> Option<End> {
-        [End::Down, End::Up].into_iter().find(|&e| self.ends[e as usize] == member && self.link[e as usize] == Some(link))
+    pub(crate) fn end_of(&self, member: usize, link: u64) -> Option<End> {
+        [End::Down, End::Up]
+            .into_iter()
+            .find(|&e| self.ends[e as usize] == member && self.link[e as usize] == Some(link))
     }
 
     /// Is nothing on its way?
-    pub fn idle(&self) -> bool {
+    pub(crate) fn idle(&self) -> bool {
         self.lanes.iter().flatten().all(|l| l.queue.is_empty())
     }
 
     /// Puts a message on its way from `end`; says when it arrives and in which lane. To nobody where the other end is
     /// gone.
-    pub fn send(
+    pub(crate) fn send(
         &mut self,
         end: End,
         now: u64,
@@ -110,7 +112,7 @@ impl Connection {
     }
 
     /// What `end` sent in that lane and has arrived by now.
-    pub fn arrived(&mut self, end: End, lane: usize, now: u64) -> Option<Envelope> {
+    pub(crate) fn arrived(&mut self, end: End, lane: usize, now: u64) -> Option<Envelope> {
         if self.cut[end as usize] {
             return None;
         }
@@ -122,12 +124,12 @@ impl Connection {
     }
 
     /// Messages on their way from `end` in that lane.
-    pub fn waiting(&self, end: End, lane: usize) -> usize {
+    pub(crate) fn waiting(&self, end: End, lane: usize) -> usize {
         self.lanes[end as usize][lane].queue.len()
     }
 
     /// All that is on its way is lost.
-    pub fn lose_all(&mut self) -> usize {
+    pub(crate) fn lose_all(&mut self) -> usize {
         self.life += 1;
         let lost = self.lanes.iter().flatten().map(|l| l.queue.len()).sum();
         self.lanes = Default::default();

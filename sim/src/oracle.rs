@@ -23,11 +23,11 @@ use crate::machine::{Kept, Machine};
 
 /// One thing that must not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Violation {
+pub(crate) struct Violation {
     /// Which invariant.
-    pub invariant: &'static str,
+    pub(crate) invariant: &'static str,
     /// What was found.
-    pub text: String,
+    pub(crate) text: String,
 }
 
 /// What became of a content.
@@ -47,7 +47,7 @@ struct Fate {
 
 /// Knows what people did.
 #[derive(Default)]
-pub struct Oracle {
+pub(crate) struct Oracle {
     fates: BTreeMap<Thing, Fate>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
@@ -56,17 +56,17 @@ pub struct Oracle {
 }
 
 /// What a member has at rest.
-pub struct AtRest {
+pub(crate) struct AtRest {
     /// Its name.
-    pub name: String,
+    pub(crate) name: String,
     /// Its tree.
-    pub tree: Tree,
+    pub(crate) tree: Tree,
     /// The program's own directory.
-    pub private: Tree,
+    pub(crate) private: Tree,
     /// Its manifest.
-    pub kept: Vec<Kept>,
+    pub(crate) kept: Vec<Kept>,
     /// Versions and values.
-    pub versions: Vec<(String, [u8; 32])>,
+    pub(crate) versions: Vec<(String, [u8; 32])>,
 }
 
 impl AtRest {
@@ -74,7 +74,7 @@ impl AtRest {
     ///
     /// # Errors
     /// A sentence, when its database cannot be read.
-    pub fn of(name: &str, fs: &SimFs, machine: &dyn Machine) -> Result<Self, String> {
+    pub(crate) fn of(name: &str, fs: &SimFs, machine: &dyn Machine) -> Result<Self, String> {
         Ok(Self {
             name: name.to_owned(),
             tree: fs.tree(),
@@ -87,7 +87,7 @@ impl AtRest {
 
 impl Oracle {
     /// A user did this.
-    pub fn deed(&mut self, member: usize, now: u64, deed: Deed) {
+    pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed) {
         match deed {
             Deed::Finished { content, .. } => {
                 let fate = self.fates.entry(content).or_default();
@@ -107,12 +107,12 @@ impl Oracle {
     }
 
     /// A user gave what holds this another place or other attributes.
-    pub fn handled(&mut self, member: usize, content: Thing) {
+    pub(crate) fn handled(&mut self, member: usize, content: Thing) {
         self.fates.entry(content).or_default().handled.insert(member);
     }
 
     /// A member lost power. `elsewhere` says whether a content is on any other disk.
-    pub fn wrecked(&mut self, now: u64, wreck: &Wreck, elsewhere: &dyn Fn(&Thing) -> bool) -> Vec<Violation> {
+    pub(crate) fn wrecked(&mut self, now: u64, wreck: &Wreck, elsewhere: &dyn Fn(&Thing) -> bool) -> Vec<Violation> {
         self.disturbed = Some(now);
         let mut out = Vec::new();
         for changed in &wreck.changed {
@@ -138,7 +138,7 @@ impl Oracle {
     }
 
     /// A member's disk went back to an image: these contents are not on it any more.
-    pub fn rolled_back(&mut self, now: u64, gone: &[Thing], elsewhere: &dyn Fn(&Thing) -> bool) {
+    pub(crate) fn rolled_back(&mut self, now: u64, gone: &[Thing], elsewhere: &dyn Fn(&Thing) -> bool) {
         self.disturbed = Some(now);
         gone.iter().for_each(|content| self.take(content, elsewhere));
     }
@@ -152,7 +152,7 @@ impl Oracle {
     }
 
     /// Is everything that can be seen there what somebody wrote?
-    pub fn look(&self, name: &str, fs: &SimFs, out: &mut Vec<Violation>) {
+    pub(crate) fn look(&self, name: &str, fs: &SimFs, out: &mut Vec<Violation>) {
         let mut unfinished: Option<Vec<Thing>> = None;
         for (path, entry) in fs.tree() {
             let Some(content) = entry.content else { continue };
@@ -170,7 +170,7 @@ impl Oracle {
     }
 
     /// All that must hold at rest. `writer`: the only one who wrote, and the tree as he left it.
-    pub fn rest(&mut self, members: &[AtRest], writer: Option<&Tree>, staging_bytes: u64) -> Vec<Violation> {
+    pub(crate) fn rest(&mut self, members: &[AtRest], writer: Option<&Tree>, staging_bytes: u64) -> Vec<Violation> {
         let mut out = Vec::new();
         converged(members, &mut out);
         self.lost(members, &mut out);
@@ -335,7 +335,7 @@ fn seconds(time: u64) -> String {
 }
 
 /// A content in a few words.
-pub fn show(content: &Thing) -> String {
+pub(crate) fn show(content: &Thing) -> String {
     let bytes = content.bytes();
     let text = bytes[..bytes.len().min(24)].escape_ascii();
     let kind = if content.is_link() { "link to " } else { "" };

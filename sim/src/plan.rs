@@ -4,7 +4,7 @@ use anabranch_volume::simulated::Rng;
 
 /// How members are joined.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Topology {
+pub(crate) enum Topology {
     /// Each with each.
     Mesh,
     /// All with the first.
@@ -15,7 +15,7 @@ pub enum Topology {
 
 /// What befalls a member or the network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Trouble {
+pub(crate) enum Trouble {
     /// Power cut in the middle of something.
     PowerCut,
     /// The daemon is killed in the middle of something.
@@ -56,7 +56,7 @@ pub enum Trouble {
 
 impl Trouble {
     /// All, and how often each comes in a hundred histories.
-    pub const RATES: [(Self, u64); 18] = [
+    pub(crate) const RATES: [(Self, u64); 18] = [
         (Self::PowerCut, 120),
         (Self::Kill, 70),
         (Self::Restart, 30),
@@ -85,33 +85,33 @@ impl Trouble {
 
 /// A history before it happens.
 #[derive(Clone, Debug)]
-pub struct Plan {
-    pub seed: u64,
-    pub members: usize,
-    pub topology: Topology,
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    pub(crate) members: usize,
+    pub(crate) topology: Topology,
     /// The only member whose users write.
-    pub writer: Option<usize>,
-    pub keep_beside: bool,
+    pub(crate) writer: Option<usize>,
+    pub(crate) keep_beside: bool,
     /// Files before replication begins, by member.
-    pub populate: Vec<u64>,
+    pub(crate) populate: Vec<u64>,
     /// Users' operations.
-    pub operations: u64,
+    pub(crate) operations: u64,
     /// When users stop, microseconds.
-    pub ends: u64,
+    pub(crate) ends: u64,
     /// In a thousand calls, how often a user acts just before one.
-    pub worst_moment: u64,
+    pub(crate) worst_moment: u64,
     /// When what happens, and to which member.
-    pub troubles: Vec<(u64, Trouble, usize)>,
-    pub staging_bytes: u64,
+    pub(crate) troubles: Vec<(u64, Trouble, usize)>,
+    pub(crate) staging_bytes: u64,
     /// Clock of each member at the start, microseconds ahead.
-    pub skews: Vec<i64>,
+    pub(crate) skews: Vec<i64>,
     /// Messages of one link may overtake one another between lanes.
-    pub lanes: bool,
+    pub(crate) lanes: bool,
 }
 
 impl Plan {
     /// Draws a history.
-    pub fn of(seed: u64) -> Self {
+    pub(crate) fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
         let members = match rng.below(20) {
             0..=5 => 2,
@@ -164,7 +164,7 @@ impl Plan {
     }
 
     /// Pairs that are connected, in both directions.
-    pub fn pairs(&self) -> Vec<(usize, usize)> {
+    pub(crate) fn pairs(&self) -> Vec<(usize, usize)> {
         let all = (0..self.members).flat_map(|a| (a + 1..self.members).map(move |b| (a, b)));
         match self.topology {
             Topology::Mesh => all.collect(),

@@ -14,7 +14,7 @@ struct Member(Replica<SimFs, SimKv>);
 ///
 /// # Errors
 /// A sentence: it cannot start now.
-pub fn open(start: Start) -> Result<Box<dyn Machine>, String> {
+pub(crate) fn open(start: Start) -> Result<Box<dyn Machine>, String> {
     let limits = Limits { staging_bytes: start.staging_bytes, batch_installs: 16, ..Limits::default() };
     let config = Config {
         folder: FolderId([7; 16]),
@@ -155,7 +155,11 @@ fn values(record: &Record, out: &mut Vec<(String, [u8; 32])>) {
         out.push((format!("{:?} {facet} {version}", record.uid), *blake3::hash(value.as_bytes()).as_bytes()));
     };
     let placement = &record.placement;
-    push("placement", placement.written.version.to_string(), format!("{:?} {:?}", placement.value, placement.written.time));
+    push(
+        "placement",
+        placement.written.version.to_string(),
+        format!("{:?} {:?}", placement.value, placement.written.time),
+    );
     if let Some(content) = &record.content {
         let value = format!("{:?} {:?} {:?} {:?}", content.value, content.mtime, content.bytes, content.written.time);
         push("content", content.written.version.to_string(), value);

@@ -12,7 +12,12 @@ const FAULTS: [(&str, Fault, &[Call], u32); 9] = [
     ("EDQUOT", Fault::Quota, &[Call::Write, Call::CreateFile, Call::RenameNew, Call::CreateDir], 200_000),
     ("EIO on read", Fault::Io, &[Call::Read, Call::OpenFile, Call::DataRange, Call::ReadLink], 200_000),
     ("EIO in enumeration", Fault::Io, &[Call::List, Call::OpenDir], 300_000),
-    ("EIO on stat", Fault::Io, &[Call::Stat, Call::StatDir, Call::StatFile, Call::ReadAttributes, Call::Locate], 50_000),
+    (
+        "EIO on stat",
+        Fault::Io,
+        &[Call::Stat, Call::StatDir, Call::StatFile, Call::ReadAttributes, Call::Locate],
+        50_000,
+    ),
     ("EIO on sync", Fault::Io, &[Call::SyncFile, Call::SyncDir, Call::SyncAll], 300_000),
     ("EIO on write", Fault::Io, &[Call::Write, Call::WriteAttributes, Call::SetMtime, Call::Exchange], 100_000),
     (
@@ -26,7 +31,7 @@ const FAULTS: [(&str, Fault, &[Call], u32); 9] = [
 
 impl World<'_> {
     /// Something begins to go wrong.
-    pub fn begin_trouble(&mut self, number: usize, trouble: Trouble, member: usize) {
+    pub(crate) fn begin_trouble(&mut self, number: usize, trouble: Trouble, member: usize) {
         self.say(|| format!("{trouble:?} at member {member}"));
         let over = Event::Over { number };
         match trouble {
@@ -108,7 +113,8 @@ impl World<'_> {
             }
             Trouble::MountedOver => {
                 let fs = &self.members[member].fs;
-                let found: Vec<_> = fs.tree().into_iter().filter(|(_, e)| e.content.is_none()).map(|(p, _)| p).collect();
+                let found: Vec<_> =
+                    fs.tree().into_iter().filter(|(_, e)| e.content.is_none()).map(|(p, _)| p).collect();
                 if let Some(path) = self.rng.pick(&found) {
                     // It is there: it was just listed.
                     let _ = fs.mount_over(path, true);
@@ -119,7 +125,7 @@ impl World<'_> {
     }
 
     /// Something that lasted is over.
-    pub fn end_trouble(&mut self, trouble: Trouble, number: usize) {
+    pub(crate) fn end_trouble(&mut self, trouble: Trouble, number: usize) {
         self.say(|| format!("{trouble:?} is over at member {number}"));
         match trouble {
             Trouble::Partition | Trouble::OneWayCut => {
@@ -154,7 +160,7 @@ impl World<'_> {
     }
 
     /// Everything is mended, and stays so.
-    pub fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.say(|| "everything is mended".into());
         self.healing = true;
         self.break_passes = 0;
@@ -215,8 +221,7 @@ impl World<'_> {
             if let Err(why) = machine.close() {
                 self.say(|| format!("member {number} cannot close: {why}"));
             }
-            self.go_down(number);
-            self.members[number].fs.process_died();
+            self.end_process(number);
             self.after(50_000, Event::Up { member: number });
         }
     }

@@ -12,11 +12,11 @@ use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Call, Mode, Rng, SimFs, Thing, Tree, UserHandle};
 
 /// A path in the tree.
-pub type Path = Vec<u8>;
+pub(crate) type Path = Vec<u8>;
 
 /// One step of a program.
 #[derive(Clone, Debug)]
-pub enum Op {
+pub(crate) enum Op {
     Write(Path, Vec<u8>),
     Append(Path, Vec<u8>),
     Rename(Path, Path),
@@ -48,7 +48,7 @@ struct Program {
 }
 
 /// The people at one member.
-pub struct Crowd {
+pub(crate) struct Crowd {
     member: usize,
     rng: Rng,
     written: u64,
@@ -56,17 +56,17 @@ pub struct Crowd {
     programs: Vec<Program>,
     next_program: u64,
     /// How often in a thousand calls somebody acts just before one.
-    pub worst_moment: u64,
+    pub(crate) worst_moment: u64,
     /// Operations done so far.
-    pub done: u64,
+    pub(crate) done: u64,
     /// Of these, in the middle of a call.
-    pub interloped: u64,
+    pub(crate) interloped: u64,
     /// No more new programs begin.
-    pub retired: bool,
+    pub(crate) retired: bool,
     /// Contents whose place or attributes somebody here changed.
     handled: Vec<Thing>,
     log: Vec<String>,
-    pub prints: bool,
+    pub(crate) prints: bool,
     kinds: [u64; KINDS.len()],
 }
 
@@ -110,7 +110,7 @@ fn parent(path: &[u8]) -> &[u8] {
 
 impl Crowd {
     /// Nobody has done anything yet.
-    pub fn new(member: usize, rng: Rng) -> Self {
+    pub(crate) fn new(member: usize, rng: Rng) -> Self {
         Self {
             member,
             rng,
@@ -130,32 +130,32 @@ impl Crowd {
     }
 
     /// What was done, by kind.
-    pub fn kinds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+    pub(crate) fn kinds(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         KINDS.iter().zip(&self.kinds).map(|((name, _), count)| (*name, *count))
     }
 
     /// Contents that somebody here moved, or gave other attributes, since this was last asked.
-    pub fn take_handled(&mut self) -> Vec<Thing> {
+    pub(crate) fn take_handled(&mut self) -> Vec<Thing> {
         std::mem::take(&mut self.handled)
     }
 
     /// Lines for the printed history.
-    pub fn take_log(&mut self) -> Vec<String> {
+    pub(crate) fn take_log(&mut self) -> Vec<String> {
         std::mem::take(&mut self.log)
     }
 
     /// When the next step of a running program is due.
-    pub fn next(&self) -> Option<u64> {
+    pub(crate) fn next(&self) -> Option<u64> {
         self.programs.iter().map(|p| p.at).min()
     }
 
     /// The machine lost its power: programs end where they are.
-    pub fn die(&mut self) {
+    pub(crate) fn die(&mut self) {
         self.programs.clear();
     }
 
     /// Does what is due.
-    pub fn run(&mut self, fs: &SimFs, now: u64) {
+    pub(crate) fn run(&mut self, fs: &SimFs, now: u64) {
         while let Some(at) = self.programs.iter().position(|p| p.at <= now) {
             let Some((_, op)) = self.programs[at].steps.pop_front() else {
                 self.programs.swap_remove(at);
@@ -177,7 +177,7 @@ impl Crowd {
     }
 
     /// Begins something new.
-    pub fn begin(&mut self, fs: &SimFs, now: u64) {
+    pub(crate) fn begin(&mut self, fs: &SimFs, now: u64) {
         if self.retired {
             return;
         }
@@ -193,7 +193,7 @@ impl Crowd {
     }
 
     /// Makes what lies here before anything is replicated.
-    pub fn populate(&mut self, fs: &SimFs, count: u64) {
+    pub(crate) fn populate(&mut self, fs: &SimFs, count: u64) {
         for _ in 0..count {
             let tree = fs.tree();
             let op = if self.rng.chance(1, 3) { Op::Mkdir(self.somewhere(&tree)) } else { self.write(&tree) };
@@ -203,7 +203,7 @@ impl Crowd {
     }
 
     /// Somebody acts while the member is in the middle of something.
-    pub fn interlope(&mut self, fs: &SimFs, call: Call) {
+    pub(crate) fn interlope(&mut self, fs: &SimFs, call: Call) {
         if self.retired || !self.rng.chance(self.worst_moment, 1000) {
             return;
         }

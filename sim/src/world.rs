@@ -26,9 +26,12 @@ const BEGIN: u64 = 1_700_000_000_000_000;
 /// How long a connection is tried before its ends give it up, at most.
 const GIVE_UP: u64 = 20_000_000;
 
+/// How often a member may ask to be called at once, in a row.
+const SPINS_MAX: u32 = 2000;
+
 /// What is due at some time.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Event {
+pub(crate) enum Event {
     /// A member asked to be called.
     Wake { member: usize },
     /// The watcher of a member speaks.
@@ -61,7 +64,7 @@ pub enum Event {
 
 /// What a planned stop of a member is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Stop {
+pub(crate) enum Stop {
     /// The power goes.
     Power,
     /// The process goes.
@@ -69,48 +72,49 @@ pub enum Stop {
 }
 
 /// One member and its people.
-pub struct Member {
-    pub name: String,
-    pub fs: SimFs,
-    pub kv: SimKv,
-    pub power: Power,
-    pub clock: SimClock,
+pub(crate) struct Member {
+    pub(crate) name: String,
+    pub(crate) fs: SimFs,
+    pub(crate) kv: SimKv,
+    pub(crate) power: Power,
+    pub(crate) clock: SimClock,
     /// How far its clock is ahead, microseconds.
-    pub skew: i64,
-    pub machine: Option<Box<dyn Machine>>,
-    pub crowd: Arc<Mutex<Crowd>>,
-    pub boot: u64,
-    pub place: u64,
-    pub stop: Option<Stop>,
-    pub image: Option<(Image, MemoryKv)>,
-    pub mounted: bool,
+    pub(crate) skew: i64,
+    pub(crate) machine: Option<Box<dyn Machine>>,
+    pub(crate) crowd: Arc<Mutex<Crowd>>,
+    pub(crate) boot: u64,
+    pub(crate) place: u64,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) image: Option<(Image, MemoryKv)>,
+    pub(crate) mounted: bool,
     /// How long one sync takes, microseconds.
-    pub sync_time: u64,
+    pub(crate) sync_time: u64,
     /// Busy with its last step until then.
     busy: u64,
     wake_at: Option<u64>,
     hints_at: Option<u64>,
     /// Syncs counted so far, for the time they take.
     syncs: u64,
+    spins: u32,
     fresh: Rng,
 }
 
 /// See the module.
-pub struct World<'a> {
-    pub plan: Plan,
-    pub now: u64,
-    pub members: Vec<Member>,
-    pub connections: Vec<Connection>,
-    pub oracle: Oracle,
-    pub counters: Counters,
-    pub violations: Vec<Violation>,
-    pub trace: Trace,
-    pub rng: Rng,
+pub(crate) struct World<'a> {
+    pub(crate) plan: Plan,
+    pub(crate) now: u64,
+    pub(crate) members: Vec<Member>,
+    pub(crate) connections: Vec<Connection>,
+    pub(crate) oracle: Oracle,
+    pub(crate) counters: Counters,
+    pub(crate) violations: Vec<Violation>,
+    pub(crate) trace: Trace,
+    pub(crate) rng: Rng,
     /// Passes that are still to be broken.
-    pub break_passes: u64,
+    pub(crate) break_passes: u64,
     /// Troubles are over: what breaks now is mended at once.
-    pub healing: bool,
-    pub events: u64,
+    pub(crate) healing: bool,
+    pub(crate) events: u64,
     queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
     sequence: u64,
     next_link: u64,
@@ -119,7 +123,7 @@ pub struct World<'a> {
 
 impl Member {
     /// Its people.
-    pub fn crowd(&self) -> MutexGuard<'_, Crowd> {
+    pub(crate) fn crowd(&self) -> MutexGuard<'_, Crowd> {
         self.crowd.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -136,7 +140,7 @@ impl Member {
 
 impl<'a> World<'a> {
     /// Members that have not started yet, with what people had there before.
-    pub fn new(plan: Plan, open: &'a Opener, print: bool) -> Self {
+    pub(crate) fn new(plan: Plan, open: &'a Opener, print: bool) -> Self {
         let mut rng = Rng::new(plan.seed ^ 0x77_6f72_6c64);
         let members = (0..plan.members).map(|number| new_member(&plan, number, print, &mut rng)).collect();
         let connections =
@@ -181,28 +185,28 @@ impl<'a> World<'a> {
     }
 
     /// Plans an event.
-    pub fn at(&mut self, time: u64, event: Event) {
+    pub(crate) fn at(&mut self, time: u64, event: Event) {
         self.sequence += 1;
         self.queue.push(Reverse((time.max(self.now), self.sequence, event)));
     }
 
     /// Plans an event that comes so many microseconds from now.
-    pub fn after(&mut self, delay: u64, event: Event) {
+    pub(crate) fn after(&mut self, delay: u64, event: Event) {
         self.at(self.now + delay, event);
     }
 
     /// When the next event is due.
-    pub fn next(&self) -> Option<u64> {
+    pub(crate) fn next(&self) -> Option<u64> {
         self.queue.peek().map(|Reverse((at, ..))| *at)
     }
 
     /// One line of the printed history.
-    pub fn say(&mut self, text: impl FnOnce() -> String) {
+    pub(crate) fn say(&mut self, text: impl FnOnce() -> String) {
         self.trace.line(self.now, text);
     }
 
     /// The next event happens.
-    pub fn step(&mut self) -> bool {
+    pub(crate) fn step(&mut self) -> bool {
         let Some(Reverse((at, _, event))) = self.queue.pop() else { return false };
         self.now = self.now.max(at);
         self.events += 1;
@@ -278,6 +282,7 @@ impl<'a> World<'a> {
             Err(why) if self.members[number].power.is_on() => {
                 self.counters.count("starts that failed");
                 self.say(|| format!("member {number} does not start: {why}"));
+                self.end_process(number);
                 self.after(1_000_000, Event::Up { member: number });
             }
             // It was cut off while it recovered.
@@ -311,7 +316,7 @@ impl<'a> World<'a> {
         if let Err(why) = result {
             self.counters.count("replica stopped by itself");
             self.say(|| format!("member {number} stops: {why}"));
-            self.go_down(number);
+            self.end_process(number);
             self.after(1_000_000, Event::Up { member: number });
             return;
         }
@@ -320,6 +325,7 @@ impl<'a> World<'a> {
     }
 
     fn carry_out(&mut self, number: usize, output: Output) {
+        self.trace.mark(number as u64);
         match output {
             Output::Send(link, envelope) => {
                 let Some((index, end)) = self.find_link(number, link) else { return };
@@ -349,8 +355,8 @@ impl<'a> World<'a> {
         let member = &self.members[number];
         let Some(deadline) = member.machine.as_ref().and_then(|m| m.deadline()) else { return };
         let delay = deadline.0.saturating_sub(member.clock_at(self.now));
-        // A deadline that is past means at once, but time goes on even so.
-        let at = (self.now + delay).max(member.busy).max(self.now + 10);
+        // A deadline that is past means at once, but time goes on even so, and what came in goes first.
+        let at = (self.now + delay).max(member.busy + 50);
         if member.wake_at.is_none_or(|w| at < w || w <= self.now) {
             self.members[number].wake_at = Some(at);
             self.at(at, Event::Wake { member: number });
@@ -369,11 +375,21 @@ impl<'a> World<'a> {
             return;
         }
         member.wake_at = None;
+        let overdue = member.machine.as_ref().and_then(|m| m.deadline()).is_some_and(|d| d.0 <= member.clock_at(at));
+        let events = self.trace.digest();
         self.call(number, Input::Time);
+        let member = &mut self.members[number];
+        let still = member.machine.as_ref().and_then(|m| m.deadline()).is_some_and(|d| d.0 <= member.clock_at(at));
+        // Whoever asks to be called at once, again and again, and does nothing then, burns a processor.
+        member.spins = if overdue && still && events == self.trace.digest() { member.spins + 1 } else { 0 };
+        if member.spins == SPINS_MAX {
+            let text = format!("{} asks to be called at once, {SPINS_MAX} times in a row", member.name);
+            self.violations.push(Violation { invariant: "Progress", text });
+        }
     }
 
     /// The watcher speaks a little after something happened.
-    pub fn plan_hints(&mut self, number: usize) {
+    pub(crate) fn plan_hints(&mut self, number: usize) {
         let member = &mut self.members[number];
         if member.machine.is_some() && member.hints_at.is_none() && member.fs.has_hints() {
             let at = self.now + self.rng.between(200, 8000);
@@ -401,7 +417,7 @@ impl<'a> World<'a> {
     }
 
     /// The replica is gone; its links go with it, and the other ends notice later.
-    pub fn go_down(&mut self, number: usize) {
+    pub(crate) fn go_down(&mut self, number: usize) {
         self.members[number].machine = None;
         for index in self.connections_of(number) {
             let connection = &mut self.connections[index];
@@ -451,11 +467,18 @@ impl<'a> World<'a> {
         self.back_later(number);
     }
 
-    fn kill(&mut self, number: usize) {
+    /// The process is gone: what it had open is closed, what it had not committed is taken back.
+    pub(crate) fn end_process(&mut self, number: usize) {
         self.go_down(number);
         let member = &mut self.members[number];
         member.fs.process_died();
         member.kv = SimKv::from_image(&member.kv.image(), member.power.clone());
+        member.stop = None;
+        self.after_users(number);
+    }
+
+    fn kill(&mut self, number: usize) {
+        self.end_process(number);
         self.counters.count("processes killed");
         self.say(|| format!("member {number} is killed"));
         self.after_users(number);
@@ -464,12 +487,13 @@ impl<'a> World<'a> {
     }
 
     fn back_later(&mut self, number: usize) {
-        let delay = if self.healing { 1000 } else { *self.rng.pick(&[1000, 300_000, 5_000_000, 60_000_000]).unwrap_or(&0) };
+        let delay =
+            if self.healing { 1000 } else { *self.rng.pick(&[1000, 300_000, 5_000_000, 60_000_000]).unwrap_or(&0) };
         self.after(delay, Event::Up { member: number });
     }
 
     /// Puts disk and database back to an image.
-    pub fn roll_back(&mut self, number: usize, copied: bool) {
+    pub(crate) fn roll_back(&mut self, number: usize, copied: bool) {
         let Some((image, kv)) = self.members[number].image.take() else { return };
         self.after_users(number);
         self.go_down(number);
@@ -565,7 +589,7 @@ impl<'a> World<'a> {
     }
 
     /// A connection breaks: what is on its way is lost, and each end notices in its own time.
-    pub fn break_connection(&mut self, index: usize) {
+    pub(crate) fn break_connection(&mut self, index: usize) {
         let lost = self.connections[index].lose_all();
         self.counters.add("messages lost", lost as u64);
         self.notice_later(index, End::Down);
@@ -596,7 +620,7 @@ impl<'a> World<'a> {
     }
 
     /// Stops one direction, or lets it go again.
-    pub fn set_cut(&mut self, index: usize, end: End, cut: bool) {
+    pub(crate) fn set_cut(&mut self, index: usize, end: End, cut: bool) {
         let connection = &mut self.connections[index];
         connection.cut[end as usize] = cut;
         let life = connection.life;
@@ -650,7 +674,7 @@ impl<'a> World<'a> {
     }
 
     /// Tells the oracle what people did, and plans the next steps of their programs.
-    pub fn after_users(&mut self, number: usize) {
+    pub(crate) fn after_users(&mut self, number: usize) {
         let member = &self.members[number];
         let (lines, handled, next) = {
             let mut crowd = member.crowd();
@@ -685,7 +709,7 @@ impl<'a> World<'a> {
     }
 
     /// Asks whether a member's tree shows anything that nobody wrote.
-    pub fn look_at(&mut self, number: usize) {
+    pub(crate) fn look_at(&mut self, number: usize) {
         self.after_users(number);
         let member = &self.members[number];
         let before = self.violations.len();
@@ -696,7 +720,7 @@ impl<'a> World<'a> {
     }
 
     /// Nothing is under way: every member is up, connected, and has nothing to do.
-    pub fn quiet(&self) -> bool {
+    pub(crate) fn quiet(&self) -> bool {
         self.members.iter().all(|m| {
             m.machine.as_ref().is_some_and(|machine| machine.settled()) && !m.fs.has_hints() && m.fs.users_open() == 0
         }) && self.connections.iter().all(|c| c.link.iter().all(Option::is_some) && c.idle())
@@ -704,7 +728,7 @@ impl<'a> World<'a> {
 }
 
 /// The name of a member.
-pub fn name(number: usize) -> String {
+pub(crate) fn name(number: usize) -> String {
     format!("hq{number}")
 }
 
@@ -745,6 +769,7 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
         wake_at: None,
         hints_at: None,
         syncs: 0,
+        spins: 0,
         fresh: rng.fork(),
     }
 }
@@ -763,7 +788,12 @@ fn on_any(disks: &[SimFs], content: &Thing) -> bool {
 fn brief(message: &Message) -> String {
     match message {
         Message::Page(page) => {
-            format!("Page of {} rows through {:?}, complete: {}", page.rows.len(), page.through, page.complete.is_some())
+            format!(
+                "Page of {} rows through {:?}, complete: {}",
+                page.rows.len(),
+                page.through,
+                page.complete.is_some()
+            )
         }
         Message::Pieces { request, first, pieces } => {
             format!("Pieces of {request} from {first}: {}", pieces.len())
@@ -794,7 +824,7 @@ impl World<'_> {
     }
 
     /// Every planned trouble, also those that did not occur, so that the table names them.
-    pub fn plan_troubles(&mut self) {
+    pub(crate) fn plan_troubles(&mut self) {
         for (trouble, _) in Trouble::RATES {
             self.counters.add(&format!("trouble: {trouble:?}"), 0);
         }
