@@ -1,5 +1,7 @@
 //! The file system: scan, watch, metadata in full, race-free install; Linux and simulated.
 pub mod fs;
+pub mod hash;
+pub mod layout;
 pub mod linux;
 pub mod simulated;
 pub mod walk;

@@ -1,0 +1,243 @@
+//! Initial sync on a member that is not the primary (design, section 10), and the comparison of a member that returns
+//! under a fresh id (section 12).
+//!
+//! What lay in the folder before is compared with the first complete pass. What is equal is adopted, what differs becomes
+//! a candidate that the install replaces and preserves, what partners do not have goes to `PreExisting`. Nothing that was
+//! here is ever sent or deleted.
+
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_model::{Content, Knowledge, Uid, Version};
+use anabranch_net::message::Message;
+use anabranch_volume::fs::{Fs, Kind, Stat};
+
+use crate::events::EventKind;
+use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
+use crate::observe::{Task, read_all};
+use crate::replica::{LinkId, Phase, Replica, Result, Stop};
+use crate::tables::{self, Meta, Preserved, Reason};
+
+/// Entries compared in one step.
+const ENTRIES: usize = 4096;
+/// UIDs asked about in one message.
+const ASK: usize = 4096;
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    pub(crate) fn begin_adoption(&mut self) {
+        self.report(EventKind::InitialSyncBegan, self.config.folder_name.clone());
+        self.adopting = Some(vec![ROOT_NODE]);
+        self.work_at = Some(self.now);
+    }
+
+    /// Compares some more of what lies here with what the partner has.
+    pub(crate) fn adopt(&mut self) -> Result<()> {
+        let Some(mut stack) = self.adopting.take() else { return Ok(()) };
+        self.records.begin()?;
+        let mut entries = 0;
+        while entries < ENTRIES {
+            let Some(id) = stack.pop() else { break };
+            entries += self.adopt_dir(id, &mut stack)?;
+        }
+        self.fs
+            .sync_dir(&self.private.pre_existing)
+            .map_err(|source| Stop::Private { path: "PreExisting".into(), source })?;
+        if stack.is_empty() {
+            self.phase = Phase::Normal;
+            self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+            self.records.commit()?;
+            self.report(EventKind::InitialSyncEnded, self.config.folder_name.clone());
+            self.walk_done = false;
+            self.work_at = Some(self.now);
+            // What people did meanwhile, and could not be told from what was here before.
+            self.scan_everything();
+            for link in self.links.keys().copied().collect::<Vec<_>>() {
+                self.pull(link)?;
+            }
+            return self.resolve(anabranch_engine::ResolveScope::Own);
+        }
+        self.records.commit()?;
+        self.adopting = Some(stack);
+        self.work_at = Some(self.now);
+        Ok(())
+    }
+
+    fn adopt_dir(&mut self, id: NodeId, stack: &mut Vec<NodeId>) -> Result<usize> {
+        let (Some(dir), Some(parent)) = (self.dir(id)?, self.node_uid(id)?) else { return Ok(1) };
+        let mut listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir.clone())]);
+        let entries = match listed.pop().map(|(_, entries)| entries) {
+            Some(Ok(entries)) => entries,
+            Some(Err(error)) => {
+                let path = String::from_utf8_lossy(&self.node_path(id, b"")?).into_owned();
+                self.report_once(EventKind::CannotRead, format!("{path}: {error}"));
+                return Ok(1);
+            }
+            None => return Ok(1),
+        };
+        let count = entries.len().max(1);
+        let (mut tasks, mut known) = (Vec::new(), Vec::new());
+        for (entry, stat) in entries {
+            if (id == ROOT_NODE && anabranch_model::is_reserved(&entry.name)) || stat.foreign {
+                continue;
+            }
+            if let Some(node) = nodes::at(self.records.kv(), id, &entry.name)? {
+                if node.is_dir() {
+                    stack.push(node.id);
+                }
+                continue;
+            }
+            let directory = stat.kind == Kind::Directory;
+            let shown = match self.records.shown_at(parent, &entry.name)? {
+                Some(uid) => self.records.record(uid)?.filter(|r| r.placement.value.directory == directory),
+                None => None,
+            };
+            match shown
+                .filter(|r| stat.kind != Kind::Other && nodes::of(self.records.kv(), r.uid).is_ok_and(|n| n.is_none()))
+            {
+                Some(record) => {
+                    tasks.push(Task {
+                        dir: dir.clone(),
+                        name: entry.name,
+                        kind: stat.kind,
+                        content: !directory,
+                        attributes: true,
+                    });
+                    known.push((record, stat));
+                }
+                None if stat.kind == Kind::Other => {
+                    self.report_once(EventKind::Skipped, String::from_utf8_lossy(&entry.name).into_owned());
+                }
+                None => self.pre_existing(id, &dir, &entry.name, &stat)?,
+            }
+        }
+        let results = read_all(&self.fs, &tasks);
+        for ((task, (record, stat)), read) in tasks.into_iter().zip(known).zip(results) {
+            if read.error.is_some() || (read.stat.is_none() && !read.in_use) {
+                continue;
+            }
+            let stat = read.stat.unwrap_or(stat);
+            let facet = record.content.as_ref();
+            let content = match (&read.content, facet) {
+                (Some((value, provisional)), Some(facet)) if *value == facet.value => Some(OnDisk {
+                    value: value.clone(),
+                    bytes: Some(facet.bytes.version),
+                    version: if stat.stamp.mtime == facet.mtime { facet.written.version } else { Version::default() },
+                    history: facet.written.history.clone(),
+                    provisional: *provisional,
+                }),
+                (Some((value, provisional)), _) => Some(candidate(value.clone(), *provisional)),
+                // In use: what it will hold is not known, but it is not what the partner has until it was compared.
+                (None, Some(_)) => Some(candidate(Content::File { size: stat.stamp.size, hash: [0; 32] }, true)),
+                (None, None) => None,
+            };
+            let attributes = read.attributes.unwrap_or_default();
+            let same = record.attributes.as_ref().filter(|f| f.value == attributes).map(|f| f.written.version);
+            let node = Node {
+                id: nodes::next_id(self.records.kv())?,
+                parent: id,
+                name: task.name,
+                uid: Some(record.uid),
+                kind: stat.kind,
+                object: stat.object.clone(),
+                stamp: stat.stamp,
+                content,
+                attributes_version: same.unwrap_or_default(),
+                attributes,
+            };
+            nodes::put(self.records.kv_mut(), None, &node)?;
+            self.counters.adopted += 1;
+            if node.is_dir() {
+                stack.push(node.id);
+            }
+        }
+        Ok(count)
+    }
+
+    /// The partner does not have it: it is kept in `PreExisting`.
+    fn pre_existing(&mut self, id: NodeId, dir: &F::Dir, name: &[u8], stat: &Stat) -> Result<()> {
+        let number = tables::next_preserved(self.records.kv())?;
+        let item = Preserved {
+            number,
+            reason: Reason::PreExisting,
+            when: self.now,
+            uid: None,
+            version: None,
+            replaced_by: None,
+            path: self.node_path(id, name)?,
+            size: stat.stamp.size,
+            hash: None,
+            directory: stat.kind == Kind::Directory,
+            pending: false,
+        };
+        let to = self.private.pre_existing.clone();
+        match self.fs.rename_new(dir, name, &to, &item.file_name()) {
+            Ok(()) => {
+                tables::put_preserved(self.records.kv_mut(), &item)?;
+                self.counters.unseen += 1;
+                Ok(())
+            }
+            Err(error) => {
+                let path = String::from_utf8_lossy(&item.path).into_owned();
+                self.report_once(EventKind::CannotInstall, format!("{path}: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    /// After a pass of a partner, while returning: asks it for every record that it should know.
+    pub(crate) fn compare_records(&mut self, id: LinkId) -> Result<()> {
+        if self.returning_request.is_some() {
+            return Ok(());
+        }
+        self.ask_presence(id, None)
+    }
+
+    fn ask_presence(&mut self, id: LinkId, after: Option<Uid>) -> Result<()> {
+        // The pass made our knowledge cover the partner's: what it knows of is what both know.
+        let page = self.records.records(after, ASK)?;
+        if page.is_empty() {
+            return self.returned();
+        }
+        let uids: Vec<Uid> = page.iter().map(|r| r.uid).collect();
+        self.returning_request = Some((id, uids.clone()));
+        self.send(id, Message::AskRecords { request: 0, uids });
+        Ok(())
+    }
+
+    /// What we hold, whose versions the partner knows, and of which it has no record, was deleted.
+    pub(crate) fn take_presence(&mut self, id: LinkId, present: &[bool]) -> Result<()> {
+        let Some((_, uids)) = self.returning_request.take().filter(|(link, _)| *link == id) else { return Ok(()) };
+        let Some(replica) = self.links.get(&id).and_then(|l| l.peer.as_ref()).map(|(_, r)| *r) else { return Ok(()) };
+        let known = self.partner_known.get(&replica).cloned().unwrap_or_default();
+        self.records.begin()?;
+        for (uid, present) in uids.iter().zip(present) {
+            let Some(record) = self.records.record(*uid)?.filter(|_| !present) else { continue };
+            if record.versions().all(|v| known.covers(v)) {
+                self.records.forget(*uid)?;
+            }
+        }
+        self.note_touched()?;
+        self.records.commit()?;
+        self.ask_presence(id, uids.last().copied())
+    }
+
+    /// The comparison is complete: versions may be issued again.
+    fn returned(&mut self) -> Result<()> {
+        self.returning_request = None;
+        self.records.begin()?;
+        self.phase = Phase::Normal;
+        self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        self.records.commit()?;
+        self.walk_done = false;
+        self.work_at = Some(self.now);
+        self.scan_everything();
+        self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+}
+
+/// Content without a version: compared first, then replaced and preserved, or given a version.
+pub(crate) fn candidate(value: Content, provisional: bool) -> OnDisk {
+    OnDisk { value, bytes: None, version: Version::default(), history: Knowledge::default(), provisional }
+}

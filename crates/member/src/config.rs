@@ -1,0 +1,100 @@
+//! What one replica is told about itself, and the limits that bound it.
+
+use anabranch_model::{FolderId, ReplicaId};
+
+/// Where fresh replica ids come from: random bits in the program, the seed in the simulator.
+pub type FreshIds = Box<dyn FnMut() -> ReplicaId + Send>;
+
+/// What to do after an unexpected shutdown (design, section 11).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RecoveryPolicy {
+    /// Recover at once.
+    #[default]
+    Auto,
+    /// Wait for `anabranch recovery resume`.
+    Manual,
+}
+
+/// Limits and times; all times in microseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// How long a batch of hints may settle.
+    pub settle: u64,
+    /// How long until something in use, refused or failed is tried again.
+    pub retry: u64,
+    /// How long a conflict that another should have resolved may stand.
+    pub resolve: u64,
+    /// A name vacated less than this ago is continued by what comes to it (15 s).
+    pub name_memory: u64,
+    /// After a power cut: how long local edits wait for a partner to be compared with (10 min).
+    pub hold: u64,
+    /// How far a partner's time may be ahead (10 min).
+    pub ahead: u64,
+    /// Entries looked at in one batch.
+    pub batch_entries: usize,
+    /// Files installed in one batch.
+    pub batch_installs: usize,
+    /// Items of content wanted or on their way at once.
+    pub window_items: usize,
+    /// Bytes of content wanted or on their way at once.
+    pub window_bytes: u64,
+    /// Staging quota in bytes; a larger file still gets through, alone.
+    pub staging_bytes: u64,
+    /// From this many files on, a batch is made durable by `syncfs` and not by single `fsync`s.
+    pub sync_all_from: usize,
+    /// Quota of preserved files of the class *seen*, bytes.
+    pub seen_bytes: u64,
+    /// Quota of preserved files of the class *unseen*, bytes.
+    pub unseen_bytes: u64,
+    /// How long an item of the class *unseen* is kept at least.
+    pub unseen_age: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            settle: 8_000,
+            retry: 1_000_000,
+            resolve: 60_000_000,
+            name_memory: 15_000_000,
+            hold: 600_000_000,
+            ahead: 600_000_000,
+            batch_entries: 8192,
+            batch_installs: 1024,
+            window_items: 4096,
+            window_bytes: 32 << 20,
+            staging_bytes: 4 << 30,
+            sync_all_from: 12,
+            seen_bytes: 4 << 30,
+            unseen_bytes: 4 << 30,
+            unseen_age: 30 * 86_400 * 1_000_000,
+        }
+    }
+}
+
+/// What one replica is told about itself.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The folder.
+    pub folder: FolderId,
+    /// Its name, `group/folder`, for events.
+    pub folder_name: String,
+    /// This member's name.
+    pub member: String,
+    /// All members that keep the folder, this one included: who must acknowledge.
+    pub members: Vec<String>,
+    /// This member holds the first content (design, section 10). Counts only when the database is made.
+    pub primary: bool,
+    /// What happens to a file that loses its name.
+    pub keep_beside: bool,
+    /// After an unexpected shutdown.
+    pub recovery: RecoveryPolicy,
+    /// Identifies this start of the machine.
+    pub boot: Vec<u8>,
+    /// Identifies the machine and file system, so that a copied database is noticed.
+    pub place: Vec<u8>,
+    /// The token of the root, if this member kept the folder before: a root without its database is then not taken.
+    pub token: Option<Vec<u8>>,
+    /// Limits.
+    pub limits: Limits,
+}

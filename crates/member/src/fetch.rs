@@ -1,0 +1,438 @@
+//! Content that the tree lacks: asked for in batches, received in order, verified before anything sees it.
+//!
+//! What is asked for is bounded by the window of [`crate::config::Limits`], so memory is, whatever a partner does. Small
+//! files arrive whole and wait in memory for their batch; larger ones are written to a private file piece by piece, and
+//! go on where they were cut when a link breaks.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use anabranch_engine::kv::Kv;
+use anabranch_model::{Content, ContentFacet, Hash, Hlc, Uid, Version};
+use anabranch_net::message::{Message, PIECE_BYTES_MAX, Piece, WANTS_MAX, Want};
+use anabranch_volume::fs::Fs;
+use anabranch_volume::hash::read_hash;
+
+use crate::events::EventKind;
+use crate::install::Ready;
+use crate::nodes;
+use crate::replica::{LinkId, Partner, Replica, Result};
+
+/// Bytes asked for in one request.
+const REQUEST_BYTES: u64 = 2 << 20;
+/// Requests under way on one link.
+const REQUESTS: usize = 3;
+
+/// One content that is wanted.
+pub(crate) struct Wanted<File> {
+    version: Version,
+    hash: Hash,
+    size: u64,
+    /// Links whose partner does not hold it.
+    refused: BTreeSet<LinkId>,
+    /// The link that it is asked of.
+    asked: Option<LinkId>,
+    /// Bytes asked for so far, and written so far.
+    asked_to: u64,
+    received: u64,
+    /// Of a large file: its private file and the hash of what was received.
+    file: Option<(Vec<u8>, File, Box<blake3::Hasher>)>,
+}
+
+struct Request {
+    link: LinkId,
+    wants: Vec<Want>,
+    next: usize,
+}
+
+/// What is wanted and what is on its way.
+pub(crate) struct Fetching<File> {
+    wanted: BTreeMap<Uid, Wanted<File>>,
+    idle: BTreeSet<Uid>,
+    requests: BTreeMap<u64, Request>,
+    next_request: u64,
+    bytes: u64,
+    pub(crate) retry_at: Option<Hlc>,
+}
+
+impl<File> Default for Fetching<File> {
+    fn default() -> Self {
+        Self {
+            wanted: BTreeMap::new(),
+            idle: BTreeSet::new(),
+            requests: BTreeMap::new(),
+            next_request: 1,
+            bytes: 0,
+            retry_at: None,
+        }
+    }
+}
+
+impl<File> Fetching<File> {
+    /// Counts as wanted bytes: a large file is bounded by its requests, not by its size.
+    fn weight(size: u64) -> u64 {
+        size.min(u64::from(PIECE_BYTES_MAX)) + 512
+    }
+
+    pub(crate) fn wants(&self, uid: Uid, hash: &Hash) -> bool {
+        self.wanted.get(&uid).is_some_and(|w| w.hash == *hash)
+    }
+
+    pub(crate) fn forget(&mut self, uid: Uid) {
+        if let Some(wanted) = self.wanted.remove(&uid) {
+            self.bytes = self.bytes.saturating_sub(Self::weight(wanted.size));
+            self.idle.remove(&uid);
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.wanted.is_empty()
+    }
+
+    /// A partner holds now what it had refused: ask again. No UIDs: whatever it had refused.
+    pub(crate) fn held(&mut self, link: LinkId, uids: &[Uid]) {
+        let all: Vec<Uid> = if uids.is_empty() { self.wanted.keys().copied().collect() } else { uids.to_vec() };
+        for uid in all {
+            if let Some(wanted) = self.wanted.get_mut(&uid) {
+                wanted.refused.remove(&link);
+                if wanted.asked.is_none() {
+                    self.idle.insert(uid);
+                }
+            }
+        }
+    }
+
+    /// A link is gone: what was asked of it is asked of another.
+    pub(crate) fn link_down(&mut self, link: LinkId) {
+        self.requests.retain(|_, r| r.link != link);
+        for (uid, wanted) in &mut self.wanted {
+            wanted.refused.remove(&link);
+            if wanted.asked == Some(link) {
+                wanted.asked = None;
+                wanted.asked_to = wanted.received;
+                self.idle.insert(*uid);
+            }
+        }
+    }
+}
+
+/// The name of the private file in staging for the content of a UID.
+pub(crate) fn private_name(uid: Uid) -> Vec<u8> {
+    format!("f-{uid}").into_bytes()
+}
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Wants a content. `false`: the window is full, ask later.
+    pub(crate) fn want(&mut self, uid: Uid, facet: &ContentFacet) -> bool {
+        let Content::File { size, hash } = facet.value else { return true };
+        if self.fetching.wants(uid, &hash) {
+            return true;
+        }
+        self.fetching.forget(uid);
+        let limits = &self.config.limits;
+        let weight = Fetching::<F::File>::weight(size);
+        let full = self.fetching.wanted.len() + self.ready.len() >= limits.window_items
+            || self.fetching.bytes + weight > limits.window_bytes
+            || (size > u64::from(PIECE_BYTES_MAX) && self.staged_bytes() + size > limits.staging_bytes);
+        if full && !(self.fetching.is_empty() && self.ready.is_empty()) {
+            return false;
+        }
+        self.fetching.bytes += weight;
+        self.fetching.idle.insert(uid);
+        let version = facet.written.version;
+        self.fetching.wanted.insert(
+            uid,
+            Wanted { version, hash, size, refused: BTreeSet::new(), asked: None, asked_to: 0, received: 0, file: None },
+        );
+        true
+    }
+
+    /// Bytes of large files on their way or waiting for their install.
+    fn staged_bytes(&self) -> u64 {
+        let large = |size: u64| if size > u64::from(PIECE_BYTES_MAX) { size } else { 0 };
+        self.fetching.wanted.values().map(|w| large(w.size)).sum::<u64>()
+            + self.ready.values().map(|r| large(r.size())).sum::<u64>()
+    }
+
+    /// Asks partners for what is wanted and not yet asked for.
+    pub(crate) fn fetch(&mut self) -> Result<()> {
+        if self.fetching.retry_at.is_some_and(|at| at <= self.now) {
+            self.fetching.retry_at = None;
+            for (uid, wanted) in &mut self.fetching.wanted {
+                if wanted.asked.is_none() {
+                    wanted.refused.clear();
+                    self.fetching.idle.insert(*uid);
+                }
+            }
+        }
+        if self.fetching.idle.is_empty() {
+            return Ok(());
+        }
+        let links: Vec<LinkId> = self
+            .links
+            .iter()
+            .filter(|(_, l)| l.partner == Partner::Upstream && l.peer.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        for link in links {
+            loop {
+                let under_way = self.fetching.requests.values().filter(|r| r.link == link).count();
+                if under_way >= REQUESTS || !self.ask(link) {
+                    break;
+                }
+            }
+        }
+        let hopeless = self.fetching.idle.iter().any(|uid| {
+            self.fetching.wanted.get(uid).is_some_and(|w| {
+                self.links.iter().filter(|(_, l)| l.partner == Partner::Upstream).all(|(id, _)| w.refused.contains(id))
+            })
+        });
+        if hopeless && self.fetching.retry_at.is_none() && !self.links.is_empty() {
+            self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+        }
+        Ok(())
+    }
+
+    /// Makes one request of a partner; `false` if there is nothing to ask of it.
+    fn ask(&mut self, link: LinkId) -> bool {
+        let mut wants = Vec::new();
+        let mut bytes = 0;
+        let mut done = Vec::new();
+        for uid in &self.fetching.idle {
+            if wants.len() >= WANTS_MAX || bytes >= REQUEST_BYTES {
+                break;
+            }
+            let Some(wanted) = self.fetching.wanted.get_mut(uid) else {
+                done.push(*uid);
+                continue;
+            };
+            if wanted.refused.contains(&link) || wanted.asked.is_some_and(|asked| asked != link) {
+                continue;
+            }
+            wanted.asked = Some(link);
+            while wanted.asked_to < wanted.size && bytes < REQUEST_BYTES && wants.len() < WANTS_MAX {
+                let length = (wanted.size - wanted.asked_to).min(u64::from(PIECE_BYTES_MAX));
+                wants.push(Want {
+                    uid: *uid,
+                    version: wanted.version,
+                    hash: wanted.hash,
+                    offset: wanted.asked_to,
+                    length: u32::try_from(length).unwrap_or(PIECE_BYTES_MAX),
+                });
+                wanted.asked_to += length;
+                bytes += length + 64;
+            }
+            if wanted.asked_to >= wanted.size {
+                done.push(*uid);
+            }
+        }
+        for uid in done {
+            self.fetching.idle.remove(&uid);
+        }
+        if wants.is_empty() {
+            return false;
+        }
+        let request = self.fetching.next_request;
+        self.fetching.next_request += 1;
+        self.fetching.requests.insert(request, Request { link, wants: wants.clone(), next: 0 });
+        self.send(link, Message::Fetch { request, wants });
+        true
+    }
+
+    /// Pieces came. `Err` text: the partner broke the protocol.
+    pub(crate) fn take_pieces(
+        &mut self,
+        link: LinkId,
+        number: u64,
+        first: u32,
+        pieces: Vec<Piece>,
+    ) -> Result<std::result::Result<(), String>> {
+        for (at, piece) in pieces.into_iter().enumerate() {
+            let Some(request) = self.fetching.requests.get_mut(&number).filter(|r| r.link == link) else {
+                // A request of before the link broke: nothing waits for it.
+                return Ok(Ok(()));
+            };
+            if request.next != first as usize + at {
+                return Ok(Err(format!("pieces of request {number} out of order")));
+            }
+            let Some(want) = request.wants.get(request.next).cloned() else {
+                return Ok(Err(format!("more pieces than request {number} asked for")));
+            };
+            request.next += 1;
+            if request.next == request.wants.len() {
+                self.fetching.requests.remove(&number);
+            }
+            match piece {
+                Piece::Data(bytes) if bytes.len() != want.length as usize => {
+                    return Ok(Err(format!("a piece of {} bytes where {} were asked for", bytes.len(), want.length)));
+                }
+                Piece::Data(bytes) => self.take_piece(link, &want, bytes)?,
+                Piece::NotHeld => self.refuse(link, &want, true),
+                Piece::Busy => self.refuse(link, &want, false),
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// The partner has not got it, or not now.
+    fn refuse(&mut self, link: LinkId, want: &Want, _for_good: bool) {
+        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid).filter(|w| w.hash == want.hash) else { return };
+        wanted.refused.insert(link);
+        wanted.asked = None;
+        wanted.asked_to = wanted.received;
+        self.fetching.idle.insert(want.uid);
+    }
+
+    fn take_piece(&mut self, link: LinkId, want: &Want, bytes: Vec<u8>) -> Result<()> {
+        self.counters.content_received += bytes.len() as u64;
+        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(()) };
+        if wanted.hash != want.hash || wanted.asked != Some(link) || want.offset != wanted.received {
+            return Ok(());
+        }
+        if wanted.size <= u64::from(PIECE_BYTES_MAX) {
+            if *blake3::hash(&bytes).as_bytes() != wanted.hash {
+                self.wrong_content(link, want);
+                return Ok(());
+            }
+            self.fetching.forget(want.uid);
+            self.ready.insert(want.uid, Ready::Bytes { bytes, hash: want.hash });
+            self.due_now(want.uid);
+            return Ok(());
+        }
+        if let Err(error) = self.append(want, &bytes) {
+            let path = self.record_path(want.uid)?;
+            self.report_once(EventKind::StagingFull, format!("{path}: {error}"));
+            if let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) {
+                wanted.asked = None;
+                wanted.asked_to = wanted.received;
+            }
+            self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+            return Ok(());
+        }
+        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(()) };
+        if wanted.received < wanted.size {
+            if wanted.asked_to < wanted.size {
+                self.fetching.idle.insert(want.uid);
+            }
+            return Ok(());
+        }
+        let Some((name, _, hasher)) = wanted.file.take() else { return Ok(()) };
+        if *hasher.finalize().as_bytes() != wanted.hash {
+            if let Err(error) = self.fs.remove_file(&self.private.staging, &name) {
+                self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
+            }
+            self.wrong_content(link, want);
+            return Ok(());
+        }
+        let size = wanted.size;
+        self.fetching.forget(want.uid);
+        self.ready.insert(want.uid, Ready::Staged { name, size, hash: want.hash });
+        self.due_now(want.uid);
+        Ok(())
+    }
+
+    /// What came is not what was asked for: it is asked of another, and of this one again later.
+    fn wrong_content(&mut self, link: LinkId, want: &Want) {
+        if let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) {
+            wanted.received = 0;
+            wanted.file = None;
+        }
+        self.refuse(link, want, true);
+    }
+
+    /// Writes a piece behind what was received of a large file.
+    fn append(&mut self, want: &Want, bytes: &[u8]) -> io::Result<()> {
+        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(()) };
+        if wanted.file.is_none() {
+            let name = private_name(want.uid);
+            let file = match self.fs.create_file(&self.private.staging, &name) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    self.fs.remove_file(&self.private.staging, &name)?;
+                    self.fs.create_file(&self.private.staging, &name)?
+                }
+                other => other?,
+            };
+            wanted.file = Some((name, file, Box::new(blake3::Hasher::new())));
+        }
+        if let Some((_, file, hasher)) = &mut wanted.file {
+            // A block of zeros becomes a hole: sparseness is carried (design, section 5).
+            if bytes.iter().any(|b| *b != 0) {
+                self.fs.write_at(file, bytes, want.offset)?;
+            } else {
+                self.fs.set_size(file, want.offset + bytes.len() as u64)?;
+            }
+            hasher.update(bytes);
+            wanted.received += bytes.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// The same content lies elsewhere in the tree: copied from there, verified on the way (design, section 7).
+    pub(crate) fn reuse(&mut self, uid: Uid, size: u64, hash: &Hash) -> Result<Option<Ready>> {
+        for node in nodes::by_hash(self.records.kv(), hash)? {
+            let Some(dir) = self.dir(node.parent)? else { continue };
+            let Ok(file) = self.fs.open_file(&dir, &node.name) else { continue };
+            if !self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp.size == size) {
+                continue;
+            }
+            if size <= u64::from(PIECE_BYTES_MAX) {
+                let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
+                let whole = self.fs.read_at(&file, &mut bytes, 0).is_ok_and(|n| n as u64 == size);
+                if whole && blake3::hash(&bytes).as_bytes() == hash {
+                    return Ok(Some(Ready::Bytes { bytes, hash: *hash }));
+                }
+                continue;
+            }
+            match self.copy(uid, &file, size, hash) {
+                Ok(Some(ready)) => return Ok(Some(ready)),
+                Ok(None) => {}
+                Err(error) => self.report_once(EventKind::StagingFull, error.to_string()),
+            }
+        }
+        Ok(None)
+    }
+
+    fn copy(&mut self, uid: Uid, from: &F::File, size: u64, hash: &Hash) -> io::Result<Option<Ready>> {
+        let name = private_name(uid);
+        match self.fs.remove_file(&self.private.staging, &name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = self.fs.create_file(&self.private.staging, &name)?;
+        let copied = match self.fs.clone_range(from, &file, size) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => self.copy_data(from, &file, size),
+            Err(error) => Err(error),
+        };
+        let same = copied.and_then(|()| read_hash(&self.fs, &file, size));
+        if matches!(&same, Ok(Some(found)) if found == hash) {
+            return Ok(Some(Ready::Staged { name, size, hash: *hash }));
+        }
+        self.fs.remove_file(&self.private.staging, &name)?;
+        same.map(|_| None)
+    }
+
+    fn copy_data(&self, from: &F::File, to: &F::File, size: u64) -> io::Result<()> {
+        self.fs.set_size(to, size)?;
+        let mut buffer = vec![0; 256 * 1024];
+        let mut offset = 0;
+        while let Some((start, end)) = self.fs.data_range(from, offset)? {
+            let mut at = start;
+            while at < end.min(size) {
+                let length = usize::try_from((end.min(size) - at).min(buffer.len() as u64)).unwrap_or(0);
+                let count = self.fs.read_at(from, &mut buffer[..length], at)?;
+                if count == 0 {
+                    return Ok(());
+                }
+                self.fs.write_at(to, &buffer[..count], at)?;
+                at += count as u64;
+            }
+            offset = end;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,1433 @@
+//! The tree is made to show the view (design, section 8).
+//!
+//! Work is done in batches of two transactions. The first one plans: directories are made and moved, attributes applied,
+//! private files prepared and made durable, install intents written. The second one puts names in place, looks at what
+//! came out, makes the directories durable, and only then says in the database what is held. A crash at any point
+//! leaves the old content or the new one at every name, and the database tells which.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::time::Duration;
+
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_model::{Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
+use anabranch_net::message::{Message, PIECE_BYTES_MAX};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
+
+use crate::events::EventKind;
+use crate::fetch::private_name;
+use crate::nodes::{self, Node, NodeId, OnDisk, STAGING_NODE};
+use crate::replica::{Phase, Replica, Result, Waiting};
+use crate::steps::{Step, broken};
+use crate::tables::{self, Intent, Preserved, Reason, Work};
+
+/// A content that is here, verified, and not yet in the tree.
+pub(crate) enum Ready {
+    /// A small one, in memory.
+    Bytes { bytes: Vec<u8>, hash: Hash },
+    /// In a private file in staging.
+    Staged { name: Vec<u8>, size: u64, hash: Hash },
+}
+
+impl Ready {
+    pub(crate) fn size(&self) -> u64 {
+        match self {
+            Self::Bytes { bytes, .. } => bytes.len() as u64,
+            Self::Staged { size, .. } => *size,
+        }
+    }
+
+    fn hash(&self) -> &Hash {
+        match self {
+            Self::Bytes { hash, .. } | Self::Staged { hash, .. } => hash,
+        }
+    }
+}
+
+/// What came of looking at one item.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Looked {
+    /// The tree shows the view there.
+    Done,
+    /// It is part of the batch.
+    Planned,
+    /// Later, and why.
+    Wait(Waiting),
+}
+
+/// A file or symlink that is to be put in place.
+struct Install<F: Fs> {
+    uid: Uid,
+    facet: ContentFacet,
+    attributes_version: Version,
+    parent: NodeId,
+    dir: F::Dir,
+    name: Vec<u8>,
+    private: Vec<u8>,
+    /// The private file as it was prepared.
+    prepared: Stat,
+    attributes: anabranch_model::Attributes,
+    /// What has the name now: an older content of this UID, or another file that leaves.
+    replaces: Option<Node>,
+    preserved: u64,
+    /// Of the file to be replaced, while the lease is held.
+    guard: Option<(F::File, FileStamp)>,
+    exchanged: bool,
+    outcome: Outcome,
+}
+
+/// A file that is to be taken out of the tree.
+struct Removal<F: Fs> {
+    node: Node,
+    dir: F::Dir,
+    reason: Reason,
+    number: u64,
+    guard: Option<(F::File, FileStamp)>,
+    outcome: Outcome,
+}
+
+/// How an item of a batch ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    Under,
+    Done,
+    Wait(Waiting),
+}
+
+/// One batch.
+struct Batch<F: Fs> {
+    installs: Vec<Install<F>>,
+    removals: Vec<Removal<F>>,
+    /// UIDs looked at in this batch, and what came of it.
+    visited: std::collections::BTreeMap<Uid, Option<Looked>>,
+    /// Directories whose entries changed.
+    dirs: BTreeSet<NodeId>,
+    /// Private files whose data is not durable yet.
+    files: Vec<F::File>,
+    /// Attributes were changed in place.
+    attributes: usize,
+    next_preserved: u64,
+}
+
+/// Rows of Todo looked at in one step.
+const ROWS: usize = 4096;
+/// How long a lease is kept after an exchange: an `open` past its path lookup shows up in that time (design, section 8).
+const GUARD: Duration = Duration::from_millis(1);
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// An item can be gone on with.
+    pub(crate) fn due_now(&mut self, uid: Uid) {
+        let key = nodes::uid_key(uid).to_vec();
+        self.waiting.remove(&key);
+        self.due.insert(key);
+        self.work_at = Some(self.now);
+    }
+
+    /// Does one batch of what is to be done so that the tree shows the view.
+    pub(crate) fn work(&mut self) -> Result<()> {
+        self.work_at = None;
+        if self.phase == Phase::Joining || !self.root_is_there()? {
+            return Ok(());
+        }
+        let now = self.now;
+        let late: Vec<_> = self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(k, _)| k.clone()).collect();
+        for key in late {
+            self.waiting.remove(&key);
+            self.due.insert(key);
+        }
+        self.records.begin()?;
+        let mut batch = Batch {
+            installs: Vec::new(),
+            removals: Vec::new(),
+            visited: std::collections::BTreeMap::new(),
+            dirs: BTreeSet::new(),
+            files: Vec::new(),
+            attributes: 0,
+            next_preserved: tables::next_preserved(self.records.kv())?,
+        };
+        let mut rows = 0;
+        while rows < ROWS && batch.installs.len() + batch.removals.len() < self.config.limits.batch_installs {
+            let Some(key) = self.next_row()? else { break };
+            rows += 1;
+            if !self.look_at_row(&mut batch, &key)? {
+                break;
+            }
+        }
+        if !self.walk_done || !self.due.is_empty() {
+            self.work_at = Some(now);
+        }
+        self.make_durable(&mut batch)?;
+        self.write_intents(&batch)?;
+        self.records.commit()?;
+        if !batch.installs.is_empty() || !batch.removals.is_empty() {
+            self.put_in_place(batch)?;
+        }
+        let next = self.waiting.values().map(|(at, _)| *at).filter(|at| at.0 != u64::MAX).min();
+        self.work_at = [self.work_at, next].into_iter().flatten().min();
+        Ok(())
+    }
+
+    /// The next row of Todo to look at: what is due first, then on with the walk through the table.
+    fn next_row(&mut self) -> Result<Option<Vec<u8>>> {
+        while let Some(key) = self.due.pop_first() {
+            if self.records.kv().get(Table::Todo, &key)?.is_some() {
+                return Ok(Some(key));
+            }
+        }
+        while !self.walk_done {
+            let rows = self.records.kv().range(Table::Todo, &self.work_from, None, 1)?;
+            let Some((key, _)) = rows.into_iter().next() else {
+                self.walk_done = true;
+                self.work_from.clear();
+                break;
+            };
+            self.work_from.clone_from(&key);
+            self.work_from.push(0);
+            if !self.waiting.contains_key(&key) {
+                return Ok(Some(key));
+            }
+        }
+        Ok(None)
+    }
+
+    /// `false`: no more rows in this batch.
+    fn look_at_row(&mut self, batch: &mut Batch<F>, key: &[u8]) -> Result<bool> {
+        let looked = match tables::read_work(key)? {
+            Work::Uid(uid) => self.look_at(batch, uid, 0)?,
+            Work::Dissolve(id) => self.dissolve(batch, id)?,
+        };
+        match looked {
+            Looked::Done => self.records.kv_mut().delete(Table::Todo, key)?,
+            Looked::Planned => {}
+            Looked::Wait(Waiting::Content) if !self.content_on_its_way(key)? => {
+                // The window is full: the walk goes on from here when there is room.
+                self.work_from = key.to_vec();
+                self.walk_done = false;
+                self.window_full = true;
+                return Ok(false);
+            }
+            Looked::Wait(why) => self.wait(key.to_vec(), why),
+        }
+        Ok(true)
+    }
+
+    fn content_on_its_way(&self, key: &[u8]) -> Result<bool> {
+        let Work::Uid(uid) = tables::read_work(key)? else { return Ok(false) };
+        let record = self.records.record(uid)?;
+        Ok(match record.and_then(|r| r.content).map(|f| f.value) {
+            Some(Content::File { hash, .. }) => self.fetching.wants(uid, &hash),
+            _ => false,
+        })
+    }
+
+    fn wait(&mut self, key: Vec<u8>, why: Waiting) {
+        let until = match why {
+            Waiting::Content => Hlc(u64::MAX),
+            Waiting::Order => Hlc(self.now.0 + self.config.limits.retry / 4),
+            _ => Hlc(self.now.0 + self.config.limits.retry),
+        };
+        // Bounded: what is not noted is met again by the next walk.
+        if self.waiting.len() < 100_000 {
+            self.waiting.insert(key, (until, why));
+        } else {
+            self.walk_done = false;
+        }
+    }
+
+    /// What the view wants of one UID, against what is on disk.
+    fn look_at(&mut self, batch: &mut Batch<F>, uid: Uid, depth: usize) -> Result<Looked> {
+        if let Some(before) = batch.visited.get(&uid) {
+            return Ok(before.unwrap_or(Looked::Wait(Waiting::Order)));
+        }
+        if depth > 512 {
+            return Ok(Looked::Wait(Waiting::Order));
+        }
+        batch.visited.insert(uid, None);
+        let looked = self.look_at_new(batch, uid, depth)?;
+        batch.visited.insert(uid, Some(looked));
+        if looked == Looked::Done {
+            self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
+        }
+        Ok(looked)
+    }
+
+    fn look_at_new(&mut self, batch: &mut Batch<F>, uid: Uid, depth: usize) -> Result<Looked> {
+        let shown = self.records.shown(uid)?;
+        let node = nodes::of(self.records.kv(), uid)?;
+        let (shown, node) = match (shown, node) {
+            (None, None) => {
+                self.drop_content(uid);
+                return Ok(Looked::Done);
+            }
+            (None, Some(node)) => {
+                self.drop_content(uid);
+                return if node.is_dir() {
+                    self.take_out_dir(batch, uid, &node, depth)
+                } else {
+                    self.plan_removal(batch, uid, node)
+                };
+            }
+            (Some(shown), node) => (shown, node),
+        };
+        let Some(record) = self.records.record(uid)? else { return Ok(Looked::Done) };
+        // The directory first: so it is at its final place, and nothing is moved into itself.
+        if shown.parent != Uid::ROOT {
+            let key = nodes::uid_key(shown.parent);
+            if self.records.kv().get(Table::Todo, &key)?.is_some() {
+                self.look_at(batch, shown.parent, depth + 1)?;
+            }
+        }
+        let Some(parent) = nodes::of(self.records.kv(), shown.parent)?.filter(Node::is_dir) else {
+            return Ok(Looked::Wait(Waiting::Order));
+        };
+        let name = shown.name.bytes();
+        let node = match node {
+            Some(node) if (node.parent, &node.name[..]) != (parent.id, name) => {
+                match self.move_node(batch, &node, &parent, name, depth)? {
+                    Ok(node) => Some(node),
+                    Err(why) => return Ok(Looked::Wait(why)),
+                }
+            }
+            node => node,
+        };
+        if shown.directory {
+            return match node {
+                Some(node) => self.fix_attributes(batch, &record, node),
+                None => self.make_dir(batch, &record, &parent, name, depth),
+            };
+        }
+        let Some(facet) = record.content.clone() else { return Ok(Looked::Done) };
+        match node {
+            Some(node) if node.content.as_ref().is_some_and(|c| c.value == facet.value) => {
+                self.drop_content(uid);
+                self.same_content(batch, &record, &facet, node)
+            }
+            node => self.plan_install(batch, &record, facet, &parent, name, node, depth),
+        }
+    }
+
+    fn drop_content(&mut self, uid: Uid) {
+        self.fetching.forget(uid);
+        if let Some(Ready::Staged { name, .. }) = self.ready.remove(&uid) {
+            if let Err(error) = self.fs.remove_file(&self.private.staging, &name) {
+                self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
+            }
+        }
+    }
+
+    /// Looks at an entry of the tree; what the database does not expect there is a local change.
+    fn expect_at(
+        &mut self,
+        parent: NodeId,
+        name: &[u8],
+        node: Option<&Node>,
+    ) -> Result<std::result::Result<F::Dir, Waiting>> {
+        let Some(dir) = self.dir(parent)? else {
+            if let Some(above) = nodes::get(self.records.kv(), parent)? {
+                self.local_change(above.parent, &above.name);
+            }
+            return Ok(Err(Waiting::LocalChange));
+        };
+        match self.fs.stat(&dir, name) {
+            Ok(found) => {
+                let same = match (&found, node) {
+                    (None, None) => true,
+                    (Some(stat), Some(node)) => stat.object == node.object,
+                    _ => false,
+                };
+                if same {
+                    Ok(Ok(dir))
+                } else {
+                    self.local_change(parent, name);
+                    Ok(Err(Waiting::LocalChange))
+                }
+            }
+            Err(error) => Ok(Err(self.failed(parent, name, &error)?)),
+        }
+    }
+
+    fn local_change(&mut self, parent: NodeId, name: &[u8]) {
+        if parent != STAGING_NODE {
+            self.changed.insert((parent, name.to_vec()));
+            self.observe_at = Some(self.now);
+        }
+    }
+
+    fn failed(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<Waiting> {
+        let path = String::from_utf8_lossy(&self.node_path(parent, name)?).into_owned();
+        self.report_once(EventKind::CannotInstall, format!("{path}: {error}"));
+        Ok(Waiting::Failed)
+    }
+
+    /// Makes a name free for something of the view: what has it must leave. `Ok(None)`: it is free.
+    /// `Ok(Some(node))`: a file has it that is to be taken out of the tree, so it can be exchanged.
+    fn make_room(
+        &mut self,
+        batch: &mut Batch<F>,
+        uid: Uid,
+        parent: NodeId,
+        name: &[u8],
+        depth: usize,
+    ) -> Result<std::result::Result<Option<Node>, Waiting>> {
+        let Some(occupant) = nodes::at(self.records.kv(), parent, name)?.filter(|n| n.uid != Some(uid)) else {
+            return Ok(Ok(None));
+        };
+        let Some(other) = occupant.uid else { return Ok(Err(Waiting::Order)) };
+        if self.records.shown(other)?.is_none() {
+            if occupant.is_dir() {
+                self.look_at(batch, other, depth + 1)?;
+                let still = nodes::at(self.records.kv(), parent, name)?.is_some_and(|n| n.uid != Some(uid));
+                return Ok(if still { Err(Waiting::Order) } else { Ok(None) });
+            }
+            return Ok(Ok(Some(occupant)));
+        }
+        self.look_at(batch, other, depth + 1)?;
+        match nodes::at(self.records.kv(), parent, name)?.filter(|n| n.uid != Some(uid)) {
+            None => Ok(Ok(None)),
+            Some(still) if still.id == occupant.id => {
+                let away = self.records.shown(other)?.is_some_and(|s| {
+                    s.name.bytes() != name
+                        || nodes::of(self.records.kv(), s.parent).is_ok_and(|p| p.is_none_or(|p| p.id != parent))
+                });
+                if away && depth == 0 { self.park(batch, still) } else { Ok(Err(Waiting::Order)) }
+            }
+            Some(_) => Ok(Err(Waiting::Order)),
+        }
+    }
+
+    /// Puts something that cannot reach its place yet aside, into staging, so that its name is free.
+    fn park(&mut self, batch: &mut Batch<F>, node: Node) -> Result<std::result::Result<Option<Node>, Waiting>> {
+        let dir = match self.expect_at(node.parent, &node.name, Some(&node))? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Err(why)),
+        };
+        let name = format!("p-{}", node.id.0).into_bytes();
+        if let Err(error) = self.fs.rename_new(&dir, &node.name, &self.private.staging, &name) {
+            return Ok(Err(self.failed(node.parent, &node.name, &error)?));
+        }
+        batch.dirs.extend([node.parent, STAGING_NODE]);
+        let mut parked = node.clone();
+        (parked.parent, parked.name) = (STAGING_NODE, name);
+        nodes::put(self.records.kv_mut(), Some(&node), &parked)?;
+        if let Some(uid) = node.uid {
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            self.due.insert(nodes::uid_key(uid).to_vec());
+            batch.visited.remove(&uid);
+        }
+        Ok(Ok(None))
+    }
+
+    /// Moves a node to where the view shows it. A name in use by something that leaves is exchanged.
+    fn move_node(
+        &mut self,
+        batch: &mut Batch<F>,
+        node: &Node,
+        parent: &Node,
+        name: &[u8],
+        depth: usize,
+    ) -> Result<std::result::Result<Node, Waiting>> {
+        let Some(uid) = node.uid else { return Ok(Err(Waiting::Order)) };
+        let mut occupant = nodes::at(self.records.kv(), parent.id, name)?.filter(|n| n.id != node.id);
+        if let Some(other) = occupant.as_ref().and_then(|n| n.uid) {
+            if node.is_dir() && self.records.shown_as(other)? == Some(uid) && other != uid {
+                return self.merge_dirs(node, occupant.take());
+            }
+            if occupant.as_ref().is_some_and(Node::is_dir) && self.records.shown(other)?.is_none() {
+                if let Err(why) = self.make_room(batch, uid, parent.id, name, depth)? {
+                    return Ok(Err(why));
+                }
+                occupant = None;
+            } else if self.records.shown(other)?.is_some() {
+                self.look_at(batch, other, depth + 1)?;
+                occupant = nodes::at(self.records.kv(), parent.id, name)?.filter(|n| n.id != node.id);
+            }
+        }
+        // Looking at the others may have moved this one.
+        let Some(node) = nodes::get(self.records.kv(), node.id)? else { return Ok(Err(Waiting::Order)) };
+        let from = match self.expect_at(node.parent, &node.name, Some(&node))? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Err(why)),
+        };
+        let to = match self.expect_at(parent.id, name, occupant.as_ref())? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Err(why)),
+        };
+        let times = [self.fs.stat_dir(&from).ok(), self.fs.stat_dir(&to).ok()];
+        let renamed = match &occupant {
+            None => self.fs.rename_new(&from, &node.name, &to, name),
+            Some(_) => self.fs.exchange(&from, &node.name, &to, name),
+        };
+        if let Err(error) = renamed {
+            if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) {
+                self.local_change(node.parent, &node.name);
+                self.local_change(parent.id, name);
+                return Ok(Err(Waiting::LocalChange));
+            }
+            return Ok(Err(self.failed(parent.id, name, &error)?));
+        }
+        self.put_back_times(node.parent, parent.id, times)?;
+        batch.dirs.extend([node.parent, parent.id]);
+        let mut moved = node.clone();
+        (moved.parent, moved.name) = (parent.id, name.to_vec());
+        // The rename may have moved the ctime, and nothing else.
+        if let Ok(Some(stat)) = self.fs.stat(&to, name) {
+            if (stat.stamp.size, stat.stamp.mtime) == (node.stamp.size, node.stamp.mtime) && stat.object == node.object
+            {
+                moved.stamp = stat.stamp;
+            }
+        }
+        if let Some(other) = occupant {
+            let mut swapped = other.clone();
+            (swapped.parent, swapped.name) = (node.parent, node.name.clone());
+            if let Ok(Some(stat)) = self.fs.stat(&from, &node.name) {
+                if (stat.stamp.size, stat.stamp.mtime) == (other.stamp.size, other.stamp.mtime) {
+                    swapped.stamp = stat.stamp;
+                }
+            }
+            nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
+            nodes::put(self.records.kv_mut(), Some(&other), &swapped)?;
+            if let Some(other) = other.uid {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(other), &[])?;
+                self.due.insert(nodes::uid_key(other).to_vec());
+            }
+        } else {
+            nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
+        }
+        Ok(Ok(moved))
+    }
+
+    /// An install puts back the directory's mtime that it found (design, section 5).
+    fn put_back_times(&mut self, one: NodeId, other: NodeId, times: [Option<Stat>; 2]) -> Result<()> {
+        for (id, stat) in [one, other].into_iter().zip(times) {
+            let (Some(stat), Some(node)) = (stat, nodes::get(self.records.kv(), id)?) else { continue };
+            if id == STAGING_NODE || id == nodes::ROOT_NODE {
+                continue;
+            }
+            if let Some(above) = self.dir(node.parent)? {
+                // Of no consequence if it fails: a directory's mtime triggers nothing.
+                let _ = self.fs.set_mtime(&above, &node.name, stat.stamp.mtime);
+            }
+        }
+        Ok(())
+    }
+
+    /// The shown directory lies elsewhere, and one that is part of it lies where it should be: the second becomes the
+    /// shown one, and the first is emptied into it.
+    fn merge_dirs(&mut self, node: &Node, occupant: Option<Node>) -> Result<std::result::Result<Node, Waiting>> {
+        let Some(other) = occupant else { return Ok(Err(Waiting::Order)) };
+        let mut dissolving = node.clone();
+        dissolving.uid = None;
+        nodes::put(self.records.kv_mut(), Some(node), &dissolving)?;
+        let mut shown = other.clone();
+        shown.uid = node.uid;
+        shown.attributes_version = Version::default();
+        nodes::put(self.records.kv_mut(), Some(&other), &shown)?;
+        self.children_due(node.id)?;
+        self.records.kv_mut().put(Table::Todo, &tables::dissolving_key(node.id), &[])?;
+        self.due.insert(tables::dissolving_key(node.id));
+        Ok(Ok(shown))
+    }
+
+    fn children_due(&mut self, id: NodeId) -> Result<()> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let page = nodes::children(self.records.kv(), id, after.as_deref(), 1024)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.name.clone());
+            for uid in page.iter().filter_map(|n| n.uid) {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                self.waiting.remove(&nodes::uid_key(uid)[..]);
+            }
+            self.walk_done = false;
+        }
+    }
+
+    fn dissolve(&mut self, batch: &mut Batch<F>, id: NodeId) -> Result<Looked> {
+        let Some(node) = nodes::get(self.records.kv(), id)?.filter(|n| n.uid.is_none()) else {
+            return Ok(Looked::Done);
+        };
+        self.empty_dir(batch, &node, 0)
+    }
+
+    /// A directory that the view does not show: part of another now, or deleted.
+    fn take_out_dir(&mut self, batch: &mut Batch<F>, uid: Uid, node: &Node, depth: usize) -> Result<Looked> {
+        if let Some(into) = self.records.shown_as(uid)?.filter(|into| *into != uid) {
+            match nodes::of(self.records.kv(), into)? {
+                None => {
+                    // The shown one is not on disk: this directory becomes it.
+                    let mut shown = node.clone();
+                    shown.uid = Some(into);
+                    shown.attributes_version = Version::default();
+                    nodes::put(self.records.kv_mut(), Some(node), &shown)?;
+                    self.records.kv_mut().put(Table::Todo, &nodes::uid_key(into), &[])?;
+                    batch.visited.remove(&into);
+                    self.due.insert(nodes::uid_key(into).to_vec());
+                    return Ok(Looked::Done);
+                }
+                Some(_) => self.children_due(node.id)?,
+            }
+        }
+        self.empty_dir(batch, node, depth)
+    }
+
+    /// Removes a directory once nothing is in it. What is in it and not in the database is a local change.
+    fn empty_dir(&mut self, batch: &mut Batch<F>, node: &Node, depth: usize) -> Result<Looked> {
+        for child in nodes::children(self.records.kv(), node.id, None, 1024)? {
+            if let Some(uid) = child.uid {
+                if !batch.visited.contains_key(&uid) {
+                    self.look_at(batch, uid, depth + 1)?;
+                }
+            }
+        }
+        if !nodes::children(self.records.kv(), node.id, None, 1)?.is_empty() {
+            return Ok(Looked::Wait(Waiting::Order));
+        }
+        let dir = match self.expect_at(node.parent, &node.name, Some(node))? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Looked::Wait(why)),
+        };
+        match self.fs.remove_dir(&dir, &node.name) {
+            Ok(()) => {
+                nodes::remove(self.records.kv_mut(), node)?;
+                batch.dirs.insert(node.parent);
+                Ok(Looked::Done)
+            }
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                self.scan.push(node.id);
+                self.observe_at = Some(self.now);
+                Ok(Looked::Wait(Waiting::LocalChange))
+            }
+            Err(error) => Ok(Looked::Wait(self.failed(node.parent, &node.name, &error)?)),
+        }
+    }
+
+    fn make_dir(
+        &mut self,
+        batch: &mut Batch<F>,
+        record: &Record,
+        parent: &Node,
+        name: &[u8],
+        depth: usize,
+    ) -> Result<Looked> {
+        let occupant = nodes::at(self.records.kv(), parent.id, name)?;
+        if let Some(other) = &occupant {
+            let part = match other.uid {
+                Some(other) => self.records.shown_as(other)? == Some(record.uid),
+                None => false,
+            };
+            if part {
+                let mut shown = other.clone();
+                shown.uid = Some(record.uid);
+                shown.attributes_version = Version::default();
+                nodes::put(self.records.kv_mut(), Some(other), &shown)?;
+                return self.fix_attributes(batch, record, shown);
+            }
+            match self.make_room(batch, record.uid, parent.id, name, depth)? {
+                Ok(None) => {}
+                Ok(Some(file)) => {
+                    // A file leaves and a directory comes: the file first, in a batch of its own.
+                    if let Some(uid) = file.uid {
+                        self.look_at(batch, uid, depth + 1)?;
+                    }
+                    return Ok(Looked::Wait(Waiting::Order));
+                }
+                Err(why) => return Ok(Looked::Wait(why)),
+            }
+        }
+        let dir = match self.expect_at(parent.id, name, None)? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Looked::Wait(why)),
+        };
+        let times = [self.fs.stat_dir(&dir).ok(), None];
+        let made = self.fs.create_dir(&dir, name).and_then(|()| {
+            let attributes = match &record.attributes {
+                Some(facet) => self.fs.write_attributes(&dir, name, &facet.value)?,
+                None => self.fs.read_attributes(&dir, name)?,
+            };
+            if let Some(mtime) = record.attributes.as_ref().and_then(|f| f.directory_mtime) {
+                self.fs.set_mtime(&dir, name, mtime)?;
+            }
+            let stat = self.fs.stat(&dir, name)?.ok_or(io::ErrorKind::NotFound)?;
+            Ok((stat, attributes))
+        });
+        let (stat, attributes) = match made {
+            Ok(made) => made,
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                self.local_change(parent.id, name);
+                return Ok(Looked::Wait(Waiting::LocalChange));
+            }
+            Err(error) => return Ok(Looked::Wait(self.failed(parent.id, name, &error)?)),
+        };
+        self.put_back_times(parent.id, parent.id, times)?;
+        let id = nodes::next_id(self.records.kv())?;
+        let node = self.node_after(id, parent.id, name, record.uid, &stat, None, false, attributes)?;
+        nodes::put(self.records.kv_mut(), None, &node)?;
+        batch.dirs.insert(parent.id);
+        batch.dirs.insert(id);
+        Ok(Looked::Done)
+    }
+
+    /// The content is there; its time and the attributes may differ.
+    fn same_content(
+        &mut self,
+        batch: &mut Batch<F>,
+        record: &Record,
+        facet: &ContentFacet,
+        mut node: Node,
+    ) -> Result<Looked> {
+        let old = node.clone();
+        let disk = node.content.as_mut();
+        let newer =
+            disk.as_ref().is_some_and(|c| c.version != facet.written.version || c.history != facet.written.history);
+        if newer {
+            let mtime_differs = node.stamp.mtime != facet.mtime;
+            if mtime_differs {
+                let dir = match self.expect_at(old.parent, &old.name, Some(&old))? {
+                    Ok(dir) => dir,
+                    Err(why) => return Ok(Looked::Wait(why)),
+                };
+                match self.set_time(&dir, &old, facet.mtime) {
+                    Ok(Some(stamp)) => node.stamp = stamp,
+                    Ok(None) => {
+                        self.local_change(old.parent, &old.name);
+                        return Ok(Looked::Wait(Waiting::LocalChange));
+                    }
+                    Err(error) => return Ok(Looked::Wait(self.failed(old.parent, &old.name, &error)?)),
+                }
+                batch.attributes += 1;
+            }
+            if let Some(disk) = node.content.as_mut() {
+                disk.bytes = Some(facet.bytes.version);
+                disk.version = facet.written.version;
+                disk.history.clone_from(&facet.written.history);
+            }
+            nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+        }
+        self.fix_attributes(batch, record, node)
+    }
+
+    /// Sets the mtime if nothing changed since the database's stamp; returns the stamp afterwards.
+    fn set_time(&self, dir: &F::Dir, node: &Node, mtime: Timestamp) -> io::Result<Option<FileStamp>> {
+        let unchanged = |stat: &Stat| stat.object == node.object && stat.stamp == node.stamp;
+        if !self.fs.stat(dir, &node.name)?.is_some_and(|s| unchanged(&s)) {
+            return Ok(None);
+        }
+        // RACE: somebody may write between the look and this call. The write shows by its ctime and its hint, and is then
+        // read again; only its mtime would be ours.
+        self.fs.set_mtime(dir, &node.name, mtime)?;
+        let after = self.fs.stat(dir, &node.name)?;
+        Ok(after.filter(|s| s.object == node.object && s.stamp.size == node.stamp.size).map(|s| s.stamp))
+    }
+
+    /// Applies attributes in place where they are not the record's.
+    fn fix_attributes(&mut self, batch: &mut Batch<F>, record: &Record, node: Node) -> Result<Looked> {
+        let Some(facet) = &record.attributes else { return Ok(Looked::Done) };
+        if node.attributes_version == facet.written.version {
+            return Ok(Looked::Done);
+        }
+        let mut after = node.clone();
+        if node.attributes != facet.value {
+            let dir = match self.expect_at(node.parent, &node.name, Some(&node))? {
+                Ok(dir) => dir,
+                Err(why) => return Ok(Looked::Wait(why)),
+            };
+            let written = (|| -> io::Result<Option<(anabranch_model::Attributes, Stat)>> {
+                if self.fs.read_attributes(&dir, &node.name)? != node.attributes {
+                    return Ok(None);
+                }
+                let attributes = self.fs.write_attributes(&dir, &node.name, &facet.value)?;
+                Ok(self.fs.stat(&dir, &node.name)?.filter(|s| s.object == node.object).map(|s| (attributes, s)))
+            })();
+            match written {
+                Ok(Some((attributes, stat))) => {
+                    if attributes != facet.value {
+                        let path = self.record_path(record.uid)?;
+                        self.report_once(EventKind::AttributesNotHeld, path);
+                    }
+                    after.attributes = attributes;
+                    let same = (stat.stamp.size, stat.stamp.mtime) == (node.stamp.size, node.stamp.mtime);
+                    if same || node.is_dir() {
+                        after.stamp = stat.stamp;
+                    }
+                    batch.attributes += 1;
+                }
+                Ok(None) => {
+                    self.local_change(node.parent, &node.name);
+                    return Ok(Looked::Wait(Waiting::LocalChange));
+                }
+                Err(error) => return Ok(Looked::Wait(self.failed(node.parent, &node.name, &error)?)),
+            }
+        }
+        after.attributes_version = facet.written.version;
+        nodes::put(self.records.kv_mut(), Some(&node), &after)?;
+        Ok(Looked::Done)
+    }
+
+    /// Prepares a private file for a content, if it is here.
+    #[expect(clippy::too_many_arguments, reason = "what the view wants and what is on disk")]
+    fn plan_install(
+        &mut self,
+        batch: &mut Batch<F>,
+        record: &Record,
+        facet: ContentFacet,
+        parent: &Node,
+        name: &[u8],
+        node: Option<Node>,
+        depth: usize,
+    ) -> Result<Looked> {
+        let uid = record.uid;
+        if let Content::File { size, hash } = &facet.value {
+            if self.ready.get(&uid).is_some_and(|r| r.hash() != hash) {
+                self.drop_content(uid);
+            }
+            if !self.ready.contains_key(&uid) {
+                let here = if *size == 0 {
+                    Some(Ready::Bytes { bytes: Vec::new(), hash: *hash })
+                } else if self.fetching.wants(uid, hash) {
+                    None
+                } else {
+                    self.reuse(uid, *size, hash)?.inspect(|_| self.counters.reused += 1)
+                };
+                match here {
+                    Some(ready) => {
+                        self.ready.insert(uid, ready);
+                    }
+                    None => {
+                        self.want(uid, &facet);
+                        return Ok(Looked::Wait(Waiting::Content));
+                    }
+                }
+            }
+        }
+        let replaces = match node {
+            Some(node) => Some(node),
+            None => match self.make_room(batch, uid, parent.id, name, depth)? {
+                Ok(occupant) => occupant,
+                Err(why) => return Ok(Looked::Wait(why)),
+            },
+        };
+        let dir = match self.expect_at(parent.id, name, replaces.as_ref())? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Looked::Wait(why)),
+        };
+        let (private, file) = match self.prepare(record, &facet) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+                if full {
+                    self.report_once(EventKind::StagingFull, error.to_string());
+                    return Ok(Looked::Wait(Waiting::Failed));
+                }
+                return Ok(Looked::Wait(self.failed(parent.id, name, &error)?));
+            }
+        };
+        batch.files.extend(file);
+        let number = batch.next_preserved;
+        batch.next_preserved += u64::from(replaces.is_some());
+        if let Some(other) = replaces.as_ref().and_then(|n| n.uid).filter(|o| *o != uid) {
+            batch.visited.insert(other, Some(Looked::Planned));
+        }
+        batch.installs.push(Install {
+            uid,
+            facet,
+            attributes_version: record.attributes.as_ref().map_or(Version::default(), |f| f.written.version),
+            parent: parent.id,
+            dir,
+            name: name.to_vec(),
+            private: private.0,
+            prepared: private.1,
+            attributes: private.2,
+            replaces,
+            preserved: number,
+            guard: None,
+            exchanged: false,
+            outcome: Outcome::Under,
+        });
+        Ok(Looked::Planned)
+    }
+
+    /// Writes the private file: data, owner, POSIX ACL, mode, other xattrs, NTACL, times (design, section 8).
+    #[expect(clippy::type_complexity, reason = "the private file and its handle")]
+    fn prepare(
+        &mut self,
+        record: &Record,
+        facet: &ContentFacet,
+    ) -> io::Result<((Vec<u8>, Stat, anabranch_model::Attributes), Option<F::File>)> {
+        let staging = self.private.staging.clone();
+        let name = private_name(record.uid);
+        let staged = matches!(self.ready.get(&record.uid), Some(Ready::Staged { .. }));
+        if !staged {
+            match self.fs.remove_file(&staging, &name) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        let file = match &facet.value {
+            Content::Symlink { target } => {
+                self.fs.create_symlink(&staging, &name, target)?;
+                None
+            }
+            Content::File { .. } => match self.ready.get(&record.uid) {
+                Some(Ready::Bytes { bytes, .. }) => {
+                    let file = self.fs.create_file(&staging, &name)?;
+                    write_sparse(&self.fs, &file, bytes)?;
+                    Some(file)
+                }
+                Some(Ready::Staged { name, .. }) => Some(self.fs.open_private(&staging, name)?),
+                None => return Err(io::ErrorKind::NotFound.into()),
+            },
+        };
+        let attributes = match &record.attributes {
+            Some(facet) => self.fs.write_attributes(&staging, &name, &facet.value)?,
+            None => self.fs.read_attributes(&staging, &name)?,
+        };
+        self.fs.set_mtime(&staging, &name, facet.mtime)?;
+        let stat = self.fs.stat(&staging, &name)?.ok_or(io::ErrorKind::NotFound)?;
+        Ok(((name, stat, attributes), file))
+    }
+
+    fn plan_removal(&mut self, batch: &mut Batch<F>, uid: Uid, node: Node) -> Result<Looked> {
+        let dir = match self.expect_at(node.parent, &node.name, Some(&node))? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Looked::Wait(why)),
+        };
+        let reason = self.reason_for(uid, &node, None)?;
+        let number = batch.next_preserved;
+        batch.next_preserved += 1;
+        batch.removals.push(Removal { node, dir, reason, number, guard: None, outcome: Outcome::Under });
+        Ok(Looked::Planned)
+    }
+
+    /// Which class something belongs to that replication takes out of the tree (design, sections 4 and 9).
+    fn reason_for(&self, uid: Uid, node: &Node, winner: Option<&ContentFacet>) -> Result<Reason> {
+        if self.phase == Phase::Returning {
+            let known = self.records.record(uid)?.is_some();
+            return Ok(if known { Reason::Differed } else { Reason::PreExisting });
+        }
+        let Some(disk) = node.content.as_ref() else { return Ok(Reason::Deleted) };
+        let Some(held) = disk.bytes else { return Ok(Reason::Differed) };
+        if let Some(facet) = winner {
+            let seen = facet.written.history.covers(held) && facet.bytes.version != held;
+            return Ok(if seen { Reason::Overwritten } else { Reason::LostEdit });
+        }
+        let beside = |other: Option<Uid>| -> Result<bool> {
+            let Some(other) = other else { return Ok(false) };
+            let record = self.records.record(other)?;
+            Ok(record.and_then(|r| r.content).is_some_and(|f| f.value == disk.value))
+        };
+        let Some(record) = self.records.record(uid)? else { return Ok(Reason::PreExisting) };
+        if let Some(winner) = self.records.loser(uid)? {
+            return Ok(if beside(Some(winner))? { Reason::Deleted } else { Reason::LostName });
+        }
+        let placement = &record.placement;
+        if placement.value.deleted && placement.written.time.resolutions > 0 {
+            let at = self.records.shown_at(placement.value.parent, placement.value.name.bytes())?;
+            return Ok(if beside(at)? { Reason::Deleted } else { Reason::LostName });
+        }
+        Ok(if placement.seen.covers(held) { Reason::Deleted } else { Reason::LostEdit })
+    }
+
+    /// Data of the batch, and names of the directories made and moved, become durable.
+    fn make_durable(&mut self, batch: &mut Batch<F>) -> Result<()> {
+        if broken(Step::DataDurable) {
+            batch.files.clear();
+            batch.dirs.clear();
+            return Ok(());
+        }
+        let count = batch.files.len() + batch.dirs.len() + batch.attributes;
+        if count == 0 {
+            return Ok(());
+        }
+        let result = if count >= self.config.limits.sync_all_from || batch.attributes > 0 {
+            self.fs.sync_all()
+        } else {
+            let mut result = batch.files.iter().try_for_each(|file| self.fs.sync_file(file));
+            if !batch.installs.is_empty() && result.is_ok() {
+                result = self.fs.sync_dir(&self.private.staging);
+            }
+            for id in batch.dirs.clone() {
+                if result.is_ok() {
+                    result = self.sync_node_dir(id)?;
+                }
+            }
+            result
+        };
+        batch.files.clear();
+        batch.dirs.clear();
+        result.map_err(|source| crate::replica::Stop::Private {
+            path: "the volume (cannot make data durable)".into(),
+            source,
+        })
+    }
+
+    fn sync_node_dir(&mut self, id: NodeId) -> Result<io::Result<()>> {
+        Ok(match self.dir(id)? {
+            Some(dir) => self.fs.sync_dir(&dir),
+            None => Ok(()),
+        })
+    }
+
+    fn write_intents(&mut self, batch: &Batch<F>) -> Result<()> {
+        if broken(Step::Intents) {
+            return Ok(());
+        }
+        for install in &batch.installs {
+            let hash = match &install.facet.value {
+                Content::File { hash, .. } => *hash,
+                Content::Symlink { target } => *blake3::hash(target).as_bytes(),
+            };
+            let intent = Intent {
+                uid: install.uid,
+                version: install.facet.written.version,
+                hash,
+                parent: install.parent,
+                name: install.name.clone(),
+                private: install.private.clone(),
+                object: install.prepared.object.clone(),
+                replaces: install.replaces.as_ref().map(|n| (n.object.clone(), n.stamp)),
+                preserved: install.preserved,
+            };
+            tables::put_intent(self.records.kv_mut(), &intent)?;
+            if let Some(node) = &install.replaces {
+                let reason = self.replaced_reason(install.uid, &install.facet, node)?;
+                let mut item = self.manifest(install.preserved, reason, node, Some(install.facet.written.version))?;
+                item.pending = true;
+                tables::put_preserved(self.records.kv_mut(), &item)?;
+            }
+        }
+        for removal in &batch.removals {
+            let mut item = self.manifest(removal.number, removal.reason, &removal.node, None)?;
+            item.pending = true;
+            tables::put_preserved(self.records.kv_mut(), &item)?;
+        }
+        Ok(())
+    }
+
+    fn replaced_reason(&self, uid: Uid, facet: &ContentFacet, node: &Node) -> Result<Reason> {
+        match node.uid {
+            Some(other) if other != uid => self.reason_for(other, node, None),
+            _ => self.reason_for(uid, node, Some(facet)),
+        }
+    }
+
+    pub(crate) fn manifest(
+        &self,
+        number: u64,
+        reason: Reason,
+        node: &Node,
+        replaced_by: Option<Version>,
+    ) -> Result<Preserved> {
+        let value = node.content.as_ref().map(|c| &c.value);
+        Ok(Preserved {
+            number,
+            reason,
+            when: self.now,
+            uid: node.uid,
+            version: node.content.as_ref().and_then(|c| c.bytes),
+            replaced_by,
+            path: self.node_path(node.parent, &node.name)?,
+            size: node.stamp.size,
+            hash: match value {
+                Some(Content::File { hash, .. }) => Some(*hash),
+                _ => None,
+            },
+            directory: node.is_dir(),
+            pending: false,
+        })
+    }
+
+    /// The second half of a batch: names, looks at what came out, directories, database.
+    fn put_in_place(&mut self, mut batch: Batch<F>) -> Result<()> {
+        self.records.begin()?;
+        let mut guarded = false;
+        for at in 0..batch.installs.len() {
+            let Some(install) = batch.installs.get_mut(at) else { continue };
+            guarded |= self.exchange_in(install)?;
+        }
+        for at in 0..batch.removals.len() {
+            let Some(removal) = batch.removals.get_mut(at) else { continue };
+            guarded |= self.take_out(removal)?;
+        }
+        if guarded && !broken(Step::GuardPause) {
+            self.fs.pause(GUARD);
+        }
+        for install in &mut batch.installs {
+            self.confirm_install(install)?;
+        }
+        for removal in &mut batch.removals {
+            self.confirm_removal(removal)?;
+        }
+        self.sync_names(&batch)?;
+        let mut held = Vec::new();
+        for install in &batch.installs {
+            self.finish_install(install, &mut held)?;
+        }
+        for removal in &batch.removals {
+            self.finish_removal(removal)?;
+        }
+        self.records.commit()?;
+        self.tell_held(&held);
+        if self.window_full {
+            self.window_full = false;
+            self.work_at = Some(self.now);
+        }
+        Ok(())
+    }
+
+    /// Takes the lease and exchanges; `true` if a lease is held now.
+    fn exchange_in(&mut self, install: &mut Install<F>) -> Result<bool> {
+        let staging = self.private.staging.clone();
+        let Some(old) = &install.replaces else {
+            let placed = self.fs.rename_new(&staging, &install.private, &install.dir, &install.name);
+            match placed {
+                Ok(()) => install.exchanged = true,
+                Err(error) => {
+                    install.outcome = Outcome::Wait(self.refused_name(install.parent, &install.name, &error)?);
+                }
+            }
+            return Ok(false);
+        };
+        let mut leased = false;
+        if old.kind == Kind::File {
+            match self.guard(&install.dir, &install.name, old)? {
+                Ok((file, stamp, lease)) => {
+                    leased = lease;
+                    install.guard = Some((file, stamp));
+                }
+                Err(why) => {
+                    install.outcome = Outcome::Wait(why);
+                    return Ok(false);
+                }
+            }
+        }
+        if let Err(error) = self.fs.exchange(&staging, &install.private, &install.dir, &install.name) {
+            install.outcome = Outcome::Wait(self.refused_name(install.parent, &install.name, &error)?);
+            install.guard = None;
+            return Ok(false);
+        }
+        install.exchanged = true;
+        Ok(leased)
+    }
+
+    fn refused_name(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<Waiting> {
+        if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::AlreadyExists) {
+            self.local_change(parent, name);
+            return Ok(Waiting::LocalChange);
+        }
+        self.failed(parent, name, error)
+    }
+
+    /// Opens the file that is to leave, takes a read lease, and compares it with the database.
+    #[expect(clippy::type_complexity, reason = "file, its stamp, and whether a lease is held")]
+    fn guard(
+        &mut self,
+        dir: &F::Dir,
+        name: &[u8],
+        node: &Node,
+    ) -> Result<std::result::Result<(F::File, FileStamp, bool), Waiting>> {
+        let file = match self.fs.open_file(dir, name) {
+            Ok(file) => file,
+            Err(error) => return Ok(Err(self.refused_name(node.parent, name, &error)?)),
+        };
+        let lease = if broken(Step::Lease) { Ok(Lease::Unavailable) } else { self.fs.lease(&file) };
+        let leased = match lease {
+            Ok(Lease::Granted) => true,
+            Ok(Lease::Unavailable) => false,
+            Ok(Lease::InUse) => {
+                self.counters.in_use += 1;
+                let path = String::from_utf8_lossy(&self.node_path(node.parent, name)?).into_owned();
+                self.report_once(EventKind::InUse, path);
+                return Ok(Err(Waiting::InUse));
+            }
+            Err(error) => return Ok(Err(self.failed(node.parent, name, &error)?)),
+        };
+        match self.fs.stat_file(&file) {
+            Ok(stat) if broken(Step::Compare) || (stat.object == node.object && stat.stamp == node.stamp) => {
+                Ok(Ok((file, stat.stamp, leased)))
+            }
+            Ok(_) => {
+                self.local_change(node.parent, name);
+                Ok(Err(Waiting::LocalChange))
+            }
+            Err(error) => Ok(Err(self.failed(node.parent, name, &error)?)),
+        }
+    }
+
+    fn take_out(&mut self, removal: &mut Removal<F>) -> Result<bool> {
+        let mut leased = false;
+        if removal.node.kind == Kind::File {
+            match self.guard(&removal.dir, &removal.node.name, &removal.node)? {
+                Ok((file, stamp, lease)) => {
+                    leased = lease;
+                    removal.guard = Some((file, stamp));
+                }
+                Err(why) => {
+                    removal.outcome = Outcome::Wait(why);
+                    return Ok(false);
+                }
+            }
+        }
+        let name = format!("{:016x}", removal.number).into_bytes();
+        let to = self.preserved_dir(removal.reason);
+        if let Err(error) = self.fs.rename_new(&removal.dir, &removal.node.name, &to, &name) {
+            removal.outcome = Outcome::Wait(self.refused_name(removal.node.parent, &removal.node.name, &error)?);
+            removal.guard = None;
+            return Ok(false);
+        }
+        Ok(leased)
+    }
+
+    /// Is what came out what the database said, and has nobody opened it to write? (Its ctime may have moved.)
+    fn untouched(&self, guard: Option<&(F::File, FileStamp)>) -> bool {
+        let Some((file, stamp)) = guard else { return true };
+        let same = self.fs.stat_file(file).is_ok_and(|s| (s.stamp.size, s.stamp.mtime) == (stamp.size, stamp.mtime));
+        let unbroken = !self.fs.abilities().leases || self.fs.lease_unbroken(file).unwrap_or(false);
+        broken(Step::LookAtWhatCameOut) || (same && (unbroken || broken(Step::Lease)))
+    }
+
+    fn confirm_install(&mut self, install: &mut Install<F>) -> Result<()> {
+        if !install.exchanged || install.outcome != Outcome::Under {
+            return Ok(());
+        }
+        let staging = self.private.staging.clone();
+        if let Some(old) = &install.replaces {
+            // By object too: another file may have been put at the name between our look and the exchange.
+            let out = self.fs.stat(&staging, &install.private);
+            let expected = out.as_ref().is_ok_and(|s| s.as_ref().is_some_and(|s| s.object == old.object));
+            if !(self.untouched(install.guard.as_ref()) && (expected || broken(Step::LookAtWhatCameOut))) {
+                self.counters.taken_back += 1;
+                self.fs
+                    .exchange(&staging, &install.private, &install.dir, &install.name)
+                    .or_else(|error| {
+                        // The name is gone: somebody moved or removed what we put there. What came out goes back as it was.
+                        if error.kind() == io::ErrorKind::NotFound {
+                            self.fs.rename_new(&staging, &install.private, &install.dir, &install.name)
+                        } else {
+                            Err(error)
+                        }
+                    })
+                    .map_err(|source| crate::replica::Stop::Private {
+                        path: "a file on its way back".into(),
+                        source,
+                    })?;
+                install.guard = None;
+                self.local_change(install.parent, &install.name);
+                install.outcome = Outcome::Wait(Waiting::InUse);
+                return Ok(());
+            }
+            let to = self.private.conflict.clone();
+            let name = format!("{:016x}", install.preserved).into_bytes();
+            self.fs
+                .rename_new(&staging, &install.private, &to, &name)
+                .map_err(|source| crate::replica::Stop::Private { path: "ConflictAndDeleted".into(), source })?;
+        }
+        install.guard = None;
+        install.outcome = Outcome::Done;
+        Ok(())
+    }
+
+    fn confirm_removal(&mut self, removal: &mut Removal<F>) -> Result<()> {
+        if removal.outcome != Outcome::Under {
+            return Ok(());
+        }
+        let name = format!("{:016x}", removal.number).into_bytes();
+        let from = self.preserved_dir(removal.reason);
+        let out = self.fs.stat(&from, &name);
+        let expected = out.as_ref().is_ok_and(|s| s.as_ref().is_some_and(|s| s.object == removal.node.object));
+        if self.untouched(removal.guard.as_ref()) && (expected || broken(Step::LookAtWhatCameOut)) {
+            removal.outcome = Outcome::Done;
+        } else {
+            self.counters.taken_back += 1;
+            match self.fs.rename_new(&from, &name, &removal.dir, &removal.node.name) {
+                Ok(()) => removal.outcome = Outcome::Wait(Waiting::InUse),
+                // Something new has the name already: what came out stays preserved, and nothing of it is lost.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => removal.outcome = Outcome::Done,
+                Err(source) => {
+                    return Err(crate::replica::Stop::Private { path: "a file on its way back".into(), source });
+                }
+            }
+            self.local_change(removal.node.parent, &removal.node.name);
+        }
+        removal.guard = None;
+        Ok(())
+    }
+
+    fn sync_names(&mut self, batch: &Batch<F>) -> Result<()> {
+        if broken(Step::NamesDurable) {
+            return Ok(());
+        }
+        let mut dirs: BTreeSet<NodeId> = BTreeSet::new();
+        dirs.extend(batch.installs.iter().filter(|i| i.exchanged).map(|i| i.parent));
+        dirs.extend(batch.removals.iter().map(|r| r.node.parent));
+        let result = if dirs.len() >= self.config.limits.sync_all_from {
+            self.fs.sync_all()
+        } else {
+            let mut result =
+                self.fs.sync_dir(&self.private.staging).and_then(|()| self.fs.sync_dir(&self.private.conflict));
+            if batch.removals.iter().any(|r| r.reason == Reason::PreExisting) {
+                result = result.and_then(|()| self.fs.sync_dir(&self.private.pre_existing));
+            }
+            for install in &batch.installs {
+                if dirs.remove(&install.parent) && result.is_ok() {
+                    result = self.fs.sync_dir(&install.dir);
+                }
+            }
+            for removal in &batch.removals {
+                if dirs.remove(&removal.node.parent) && result.is_ok() {
+                    result = self.fs.sync_dir(&removal.dir);
+                }
+            }
+            result
+        };
+        result.map_err(|source| crate::replica::Stop::Private {
+            path: "the volume (cannot make names durable)".into(),
+            source,
+        })
+    }
+
+    fn finish_install(&mut self, install: &Install<F>, held: &mut Vec<Uid>) -> Result<()> {
+        let uid = install.uid;
+        tables::drop_intent(self.records.kv_mut(), uid)?;
+        if let Outcome::Wait(why) = install.outcome {
+            if install.replaces.is_some() {
+                tables::drop_preserved(self.records.kv_mut(), install.preserved)?;
+            }
+            // The private file is kept as it is: its content is verified, and it goes on when the file is free.
+            if let (Content::File { size, hash }, Some(Ready::Staged { .. })) =
+                (&install.facet.value, self.ready.get(&uid))
+            {
+                debug_assert!(*size > u64::from(PIECE_BYTES_MAX) || hash.len() == 32);
+            } else if let Err(error) = self.fs.remove_file(&self.private.staging, &install.private) {
+                self.report_once(EventKind::CannotInstall, format!("cannot remove a private file: {error}"));
+            }
+            self.wait(nodes::uid_key(uid).to_vec(), why);
+            return Ok(());
+        }
+        if let Some(old) = &install.replaces {
+            let reason = self.replaced_reason(uid, &install.facet, old)?;
+            self.kept(install.preserved, reason, old, Some(install.facet.written.version))?;
+            if old.uid != Some(uid) {
+                nodes::remove(self.records.kv_mut(), old)?;
+                if let Some(other) = old.uid {
+                    self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(other))?;
+                }
+            }
+        }
+        let before = nodes::of(self.records.kv(), uid)?;
+        let id = match &before {
+            Some(node) => node.id,
+            None => nodes::next_id(self.records.kv())?,
+        };
+        // Its stamp now, unless somebody wrote already: then the stamp of what we put there, so that it shows.
+        let mut stamp = install.prepared.stamp;
+        if let Ok(Some(now)) = self.fs.stat(&install.dir, &install.name) {
+            let same =
+                now.object == install.prepared.object && (now.stamp.size, now.stamp.mtime) == (stamp.size, stamp.mtime);
+            if same {
+                stamp = now.stamp;
+            } else {
+                self.local_change(install.parent, &install.name);
+            }
+        }
+        let node = Node {
+            id,
+            parent: install.parent,
+            name: install.name.clone(),
+            uid: Some(uid),
+            kind: install.prepared.kind,
+            object: install.prepared.object.clone(),
+            stamp,
+            content: Some(OnDisk {
+                value: install.facet.value.clone(),
+                bytes: Some(install.facet.bytes.version),
+                version: install.facet.written.version,
+                history: install.facet.written.history.clone(),
+                provisional: false,
+            }),
+            attributes_version: install.attributes_version,
+            attributes: install.attributes.clone(),
+        };
+        nodes::put(self.records.kv_mut(), before.as_ref(), &node)?;
+        self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
+        self.fetching.forget(uid);
+        self.ready.remove(&uid);
+        self.counters.installs += 1;
+        held.push(uid);
+        // What changed of it while it was installed is met again.
+        let newer = self
+            .records
+            .record(uid)?
+            .and_then(|r| r.content)
+            .is_some_and(|f| f.written.version != install.facet.written.version);
+        if newer {
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            self.due.insert(nodes::uid_key(uid).to_vec());
+        }
+        Ok(())
+    }
+
+    fn finish_removal(&mut self, removal: &Removal<F>) -> Result<()> {
+        let Some(uid) = removal.node.uid else { return Ok(()) };
+        if let Outcome::Wait(why) = removal.outcome {
+            tables::drop_preserved(self.records.kv_mut(), removal.number)?;
+            self.wait(nodes::uid_key(uid).to_vec(), why);
+            return Ok(());
+        }
+        let by = self.records.record(uid)?.map(|r| r.placement.written.version);
+        self.kept(removal.number, removal.reason, &removal.node, by)?;
+        nodes::remove(self.records.kv_mut(), &removal.node)?;
+        self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
+        Ok(())
+    }
+
+    /// Something is preserved: its manifest entry counts now.
+    pub(crate) fn kept(&mut self, number: u64, reason: Reason, node: &Node, by: Option<Version>) -> Result<()> {
+        let item = self.manifest(number, reason, node, by)?;
+        tables::put_preserved(self.records.kv_mut(), &item)?;
+        if reason.unseen() {
+            self.counters.unseen += 1;
+            let path = String::from_utf8_lossy(&item.path).into_owned();
+            self.report(EventKind::Conflict, format!("{path} ({}), kept as {number}", reason.word()));
+        }
+        self.purge_due = true;
+        Ok(())
+    }
+
+    /// Tells downstream partners of content that they asked for before it was here.
+    pub(crate) fn tell_held(&mut self, held: &[Uid]) {
+        let mut news = Vec::new();
+        for (id, link) in &mut self.links {
+            let uids: Vec<Uid> = held.iter().copied().filter(|uid| link.refused.remove(uid)).collect();
+            if !uids.is_empty() {
+                news.push((*id, uids));
+            }
+        }
+        for (id, uids) in news {
+            for part in uids.chunks(anabranch_net::message::WANTS_MAX) {
+                self.send(id, Message::Held { uids: part.to_vec() });
+            }
+        }
+    }
+}
+
+/// Writes a small file; blocks of zeros become holes.
+fn write_sparse<F: Fs>(fs: &F, file: &F::File, bytes: &[u8]) -> io::Result<()> {
+    const BLOCK: usize = 32 * 1024;
+    if bytes.len() <= BLOCK {
+        return if bytes.is_empty() { Ok(()) } else { fs.write_at(file, bytes, 0) };
+    }
+    let mut offset = 0;
+    let mut hole = false;
+    for block in bytes.chunks(BLOCK) {
+        hole = block.iter().all(|b| *b == 0);
+        if !hole {
+            fs.write_at(file, block, offset)?;
+        }
+        offset += block.len() as u64;
+    }
+    if hole { fs.set_size(file, bytes.len() as u64) } else { Ok(()) }
+}

@@ -1,0 +1,488 @@
+//! Links: opening them, passes, and what is asked of and by partners.
+//!
+//! A partner is trusted with the folder's content and with nothing else: what it says is checked, and whoever breaks the
+//! protocol is told which rule, and its link closed.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anabranch_engine::PassEnd;
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_model::codec::{Dictionary, decode_attributes, decode_record};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Sequence, Version};
+use anabranch_net::message::{Acknowledgement, Mark, Message, PAGE_BYTES_MAX, Page};
+use anabranch_volume::fs::Fs;
+
+use crate::events::EventKind;
+use crate::replica::{Link, LinkId, Output, Partner, Phase, Replica, Result};
+use crate::tables::{self, Meta};
+
+/// Marks kept: an echo older than the oldest is taken as it is.
+const MARKS_MAX: usize = 8192;
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    pub(crate) fn link_up(&mut self, id: LinkId, partner: Partner) -> Result<()> {
+        let link = Link {
+            partner,
+            peer: None,
+            number: ChangeNumber::default(),
+            pulling: false,
+            pushed: ChangeNumber::default(),
+            told: Knowledge::default(),
+            told_serials: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            ahead: false,
+            skew: 0,
+            passed: false,
+        };
+        self.links.insert(id, link);
+        if partner == Partner::Upstream {
+            let known = self.records.known().clone();
+            if let Some(link) = self.links.get_mut(&id) {
+                link.told = known.clone();
+            }
+            // Which replica the partner is comes with its answer; until then the last one of all marks is echoed by it.
+            let message = Message::Open {
+                member: self.config.member.clone(),
+                replica: self.records.replica(),
+                echo: self.echo_for(id)?,
+                known,
+                closed: tables::closed(self.records.kv())?,
+                clock: self.now,
+            };
+            self.send(id, message);
+        }
+        Ok(())
+    }
+
+    /// The newest mark that we were given, of any partner: its owner recognises its own replica id.
+    fn echo_for(&self, _link: LinkId) -> Result<Mark> {
+        Ok(Mark::default())
+    }
+
+    pub(crate) fn link_down(&mut self, id: LinkId) {
+        self.links.remove(&id);
+        self.fetching.link_down(id);
+        if self.returning_request.as_ref().is_some_and(|(link, _)| *link == id) {
+            self.returning_request = None;
+        }
+    }
+
+    /// Closes a link because its partner broke a rule.
+    fn refuse_link(&mut self, id: LinkId, reason: String) {
+        self.report(EventKind::PartnerRefused, reason.clone());
+        self.out.push_back(Output::Close(id, reason));
+        self.link_down(id);
+    }
+
+    pub(crate) fn receive(&mut self, id: LinkId, message: Message) -> Result<()> {
+        let Some(link) = self.links.get(&id) else { return Ok(()) };
+        let (upstream, opened) = (link.partner == Partner::Upstream, link.peer.is_some());
+        match message {
+            Message::Open { member, replica, echo, known, closed, clock } if !upstream && !opened => {
+                if !self.config.members.contains(&member) {
+                    self.refuse_link(id, format!("{member} is no member of {}", self.config.folder_name));
+                    return Ok(());
+                }
+                if self.take_closed(&closed)? || self.check_echo(&echo)? {
+                    return Ok(());
+                }
+                let number = self.records.change_number();
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.peer = Some((member, replica));
+                    link.told = known;
+                    link.pushed = number;
+                    link.skew = clock.0.cast_signed() - self.now.0.cast_signed();
+                }
+                let message = Message::Opened {
+                    member: self.config.member.clone(),
+                    replica: self.records.replica(),
+                    echo: tables::partner_mark(self.records.kv(), replica)?,
+                    number,
+                    known: self.records.known().clone(),
+                    closed: tables::closed(self.records.kv())?,
+                    clock: self.now,
+                };
+                self.send(id, message);
+            }
+            Message::Opened { member, replica, echo, number, known: _, closed, clock } if upstream && !opened => {
+                if self.take_closed(&closed)? || self.check_echo(&echo)? {
+                    return Ok(());
+                }
+                self.report_once(EventKind::PartnerConnected, member.clone());
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.peer = Some((member, replica));
+                    link.number = number;
+                    link.skew = clock.0.cast_signed() - self.now.0.cast_signed();
+                }
+                // Now that we know who it is: the mark that it gave us, so that it can tell whether it was rolled back.
+                let mark = tables::partner_mark(self.records.kv(), replica)?;
+                self.send(id, Message::Echo(mark));
+                self.pull(id)?;
+            }
+            Message::Echo(mark) if !upstream && opened => {
+                self.check_echo(&mark)?;
+            }
+            Message::Refused { reason } => {
+                self.report_once(EventKind::PartnerRefused, reason.clone());
+                self.out.push_back(Output::Close(id, reason));
+                self.link_down(id);
+            }
+            Message::Grown { number } if upstream && opened => {
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.number = link.number.max(number);
+                }
+                self.pull(id)?;
+            }
+            Message::Pull { after, known } if !upstream && opened => self.serve_page(id, after, &known)?,
+            Message::Page(page) if upstream && opened => self.take_page(id, page)?,
+            Message::Fetch { request, wants } if !upstream && opened => self.serve_content(id, request, &wants)?,
+            Message::Pieces { request, first, pieces } if upstream && opened => {
+                if let Err(reason) = self.take_pieces(id, request, first, pieces)? {
+                    self.refuse_link(id, reason);
+                }
+            }
+            Message::Held { uids } if upstream && opened => self.fetching.held(id, &uids),
+            Message::Acknowledged { members } if opened => self.take_acknowledgements(id, members)?,
+            Message::AskSums { request } if !upstream && opened => self.serve_sums(id, request)?,
+            Message::AskBucket { request, bucket } if !upstream && opened => self.serve_bucket(id, request, bucket)?,
+            Message::Sums { request, outstanding, sums } if upstream && opened => {
+                self.take_sums(id, request, outstanding, sums)?;
+            }
+            Message::Bucket { request, rows } if upstream && opened => self.take_bucket(id, request, rows)?,
+            Message::AskRecords { request, uids } if !upstream && opened => {
+                let mut present = Vec::with_capacity(uids.len());
+                for uid in uids {
+                    present.push(self.records.record(uid)?.is_some());
+                }
+                self.send(id, Message::Records { request, present });
+            }
+            Message::Records { present, .. } if upstream && opened => self.take_presence(id, &present)?,
+            _ => self.refuse_link(id, "a message that does not belong here".into()),
+        }
+        Ok(())
+    }
+
+    /// Asks for the next page, if there is anything above our cursor and no page is on its way.
+    pub(crate) fn pull(&mut self, id: LinkId) -> Result<()> {
+        let Some(link) = self.links.get(&id).filter(|l| !l.pulling && l.partner == Partner::Upstream) else {
+            return Ok(());
+        };
+        let Some((_, replica)) = link.peer else { return Ok(()) };
+        let state = self.records.pass_state(replica)?;
+        if self.phase == Phase::Joining && self.links.values().any(|l| l.pulling) {
+            // Initial sync talks to one partner after the other (design, section 6).
+            return Ok(());
+        }
+        if link.number <= state.cursor && link.passed {
+            return Ok(());
+        }
+        let mut news = Knowledge::default();
+        for (replica, sequence) in self.records.known().iter() {
+            if link.told.sequence(replica) < sequence {
+                news.learn(Version { replica, sequence });
+            }
+        }
+        let known = self.records.known().clone();
+        if let Some(link) = self.links.get_mut(&id) {
+            link.told = known;
+            link.pulling = true;
+        }
+        self.send(id, Message::Pull { after: state.reached.max(state.cursor), known: news });
+        Ok(())
+    }
+
+    fn take_page(&mut self, id: LinkId, page: Page) -> Result<()> {
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        let Some((name, replica)) = link.peer.clone() else { return Ok(()) };
+        if !link.pulling {
+            self.refuse_link(id, "a page that was not asked for".into());
+            return Ok(());
+        }
+        link.pulling = false;
+        let attributes: std::result::Result<Vec<_>, _> = page.attributes.iter().map(|a| decode_attributes(a)).collect();
+        let rows = attributes.and_then(|attributes| {
+            let dictionary = Dictionary::new(page.replicas.clone(), attributes);
+            page.rows.iter().map(|row| decode_record(row, &dictionary)).collect::<std::result::Result<Vec<_>, _>>()
+        });
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => {
+                self.refuse_link(id, format!("{name} sent a record that cannot be: {error}"));
+                return Ok(());
+            }
+        };
+        self.records.begin()?;
+        for record in &rows {
+            self.records.lay_aside(replica, record)?;
+        }
+        self.records.set_reached(replica, page.through)?;
+        if let Some((mut known, mark)) = page.complete {
+            Self::cap_closed(&tables::closed(self.records.kv())?, &mut known);
+            let mut counts = self.counters.cases;
+            let end = self.records.complete_pass(replica, page.through, &known, self.now, self.config.limits.ahead)?;
+            match end {
+                PassEnd::Complete(taken) => {
+                    counts[0] += taken.old;
+                    counts[1] += taken.descendants;
+                    counts[2] += taken.equal;
+                    counts[3] += taken.concurrent + taken.twice;
+                    self.counters.cases = counts;
+                    self.counters.passes += 1;
+                    self.note_touched()?;
+                    self.partner_known.insert(replica, known);
+                    if mark.replica == replica {
+                        tables::put_partner_mark(self.records.kv_mut(), &mark)?;
+                    }
+                    self.commit()?;
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.passed = true;
+                        link.ahead = false;
+                        link.number = link.number.max(page.through);
+                    }
+                    self.passed(id)?;
+                }
+                PassEnd::AheadOfClock { clock } => {
+                    self.records.rollback()?;
+                    let seconds = (clock.0.saturating_sub(self.now.0)) / 1_000_000;
+                    self.report_once(
+                        EventKind::ClockAhead,
+                        format!(
+                            "what {name} sends carries a time {seconds} s ahead of the clock of {}",
+                            self.config.member
+                        ),
+                    );
+                    // What lay aside is fetched anew: its author may have stamped it anew by then.
+                    self.records.begin()?;
+                    self.records.drop_pass(replica)?;
+                    self.records.commit()?;
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.ahead = true;
+                    }
+                    self.ahead_retry = Some(Hlc(self.now.0 + self.config.limits.retry));
+                    return Ok(());
+                }
+            }
+        } else {
+            self.records.commit()?;
+        }
+        self.pull(id)?;
+        if self.phase == Phase::Joining {
+            for other in self.links.keys().copied().collect::<Vec<_>>() {
+                self.pull(other)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A pass was completed.
+    fn passed(&mut self, id: LinkId) -> Result<()> {
+        match self.phase {
+            Phase::Joining => {
+                if self.adopting.is_none() {
+                    self.begin_adoption();
+                }
+                Ok(())
+            }
+            Phase::Returning => self.compare_records(id),
+            Phase::Normal => self.resolve(anabranch_engine::ResolveScope::Own),
+        }
+    }
+
+    fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge) -> Result<()> {
+        let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
+        link.told.join(news);
+        let page = self.records.page(after, &link.told, PAGE_BYTES_MAX)?;
+        let complete = match page.complete {
+            Some(known) => {
+                link.pushed = page.through;
+                Some((known, self.last_mark))
+            }
+            None => None,
+        };
+        let message = Message::Page(Page {
+            replicas: page.dictionary.replicas.clone(),
+            attributes: page.dictionary.attributes.iter().map(anabranch_model::codec::encode_attributes).collect(),
+            rows: page.rows,
+            through: page.through,
+            complete,
+        });
+        self.send(id, message);
+        Ok(())
+    }
+
+    fn take_acknowledgements(&mut self, id: LinkId, members: Vec<Acknowledgement>) -> Result<()> {
+        let mut known = tables::acknowledgements(self.records.kv())?;
+        let mut fresh = Vec::new();
+        for ack in members {
+            if let Some(link) = self.links.get_mut(&id) {
+                let told = link.told_serials.entry(ack.member.clone()).or_default();
+                *told = (*told).max(ack.serial);
+            }
+            let own = ack.member == self.config.member;
+            let newer = known.iter().find(|a| a.member == ack.member).is_none_or(|a| a.serial < ack.serial);
+            if newer && !own && self.config.members.contains(&ack.member) {
+                fresh.push(ack);
+            }
+        }
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        self.records.begin()?;
+        for ack in fresh {
+            tables::put_acknowledgement(self.records.kv_mut(), &ack)?;
+            known.retain(|a| a.member != ack.member);
+            known.push(ack);
+        }
+        self.collect(&known)?;
+        self.records.commit()?;
+        self.tell_acknowledgements()
+    }
+
+    /// Is our clock more than the limit ahead of every partner's? Then we issue no versions (design, section 4).
+    pub(crate) fn ahead_of_all(&self) -> bool {
+        let limit = self.config.limits.ahead.cast_signed();
+        let mut partners = self.links.values().filter(|l| l.peer.is_some()).peekable();
+        partners.peek().is_some() && partners.all(|l| l.skew < -limit)
+    }
+
+    /// Takes in which replica ids were closed by a rollback. `true`: there was news, all links are closed and opened anew.
+    fn take_closed(&mut self, closed: &[Version]) -> Result<bool> {
+        let mut known = tables::closed(self.records.kv())?;
+        let mut news = Vec::new();
+        for version in closed {
+            match known.iter_mut().find(|k| k.replica == version.replica) {
+                Some(k) if k.sequence <= version.sequence => {}
+                Some(k) => {
+                    k.sequence = version.sequence;
+                    news.push(*version);
+                }
+                None => {
+                    known.push(*version);
+                    news.push(*version);
+                }
+            }
+        }
+        if news.is_empty() {
+            return Ok(false);
+        }
+        self.records.begin()?;
+        tables::put_closed(self.records.kv_mut(), &known)?;
+        for version in news {
+            self.records.lower_known(version.replica, version.sequence)?;
+        }
+        self.commit()?;
+        if known.iter().any(|k| k.replica == self.records.replica()) {
+            // Somebody else knows that we were rolled back before we do.
+            self.take_fresh_id(None)?;
+        }
+        self.close_all("replica ids were closed; the link is opened anew");
+        Ok(true)
+    }
+
+    fn close_all(&mut self, reason: &str) {
+        for id in self.links.keys().copied().collect::<Vec<_>>() {
+            self.out.push_back(Output::Close(id, reason.into()));
+            self.link_down(id);
+        }
+    }
+
+    /// A partner echoes a mark of ours. `true`: we were rolled back; all links are closed.
+    fn check_echo(&mut self, echo: &Mark) -> Result<bool> {
+        if echo.replica != self.records.replica() || echo.highest == Sequence(0) {
+            return Ok(false);
+        }
+        let key = [Meta::MARKS, &echo.highest.0.to_be_bytes()].concat();
+        match self.records.kv().get(Table::Meta, &key)? {
+            Some(digest) if *digest == echo.digest => return Ok(false),
+            Some(_) => {}
+            None => {
+                let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
+                let oldest = self.records.kv().range(Table::Meta, Meta::MARKS, to.as_deref(), 1)?;
+                let beyond = oldest.first().is_some_and(|(k, _)| *k > key) && self.marks >= MARKS_MAX;
+                if beyond {
+                    return Ok(false);
+                }
+            }
+        }
+        // The newest mark of ours below the one that we do not know: what we have surely issued.
+        let from = self.records.kv().range(Table::Meta, Meta::MARKS, Some(&key), usize::MAX)?;
+        let point = from.last().and_then(|(k, _)| tables::read_number(k.get(Meta::MARKS.len()..)?).ok()).unwrap_or(0);
+        self.take_fresh_id(Some(Sequence(point)))?;
+        self.close_all("this member was returned to an earlier state; it goes on under a fresh replica id");
+        Ok(true)
+    }
+
+    /// Goes on under a fresh replica id, as a non-authoritative restore (design, section 11). With a point of return the
+    /// old id is closed there.
+    pub(crate) fn take_fresh_id(&mut self, closed_at: Option<Sequence>) -> Result<()> {
+        let old = self.records.replica();
+        let fresh = (self.fresh)();
+        self.records.begin()?;
+        if let Some(sequence) = closed_at {
+            let mut closed = tables::closed(self.records.kv())?;
+            closed.retain(|v| v.replica != old);
+            closed.push(Version { replica: old, sequence });
+            tables::put_closed(self.records.kv_mut(), &closed)?;
+            self.records.lower_known(old, sequence)?;
+        }
+        self.records.set_replica(fresh);
+        self.records.jump(self.now);
+        let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
+        for (key, _) in self.records.kv().range(Table::Meta, Meta::MARKS, to.as_deref(), usize::MAX)? {
+            self.records.kv_mut().delete(Table::Meta, &key)?;
+        }
+        self.marks = 0;
+        self.last_mark = Mark { replica: fresh, ..Mark::default() };
+        self.phase = if self.config.members.len() > 1 { Phase::Returning } else { Phase::Normal };
+        self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        self.records.commit()?;
+        self.report(EventKind::RolledBack, self.config.folder_name.clone());
+        self.scan_everything();
+        Ok(())
+    }
+
+    /// Keeps a mark of what was issued by the end of this transaction, if anything was.
+    pub(crate) fn put_mark(&mut self) -> Result<()> {
+        let highest = self.records.highest();
+        if highest <= self.last_mark.highest && self.last_mark.replica == self.records.replica() {
+            return Ok(());
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(&self.last_mark.digest);
+        hasher.update(&self.records.replica().0);
+        hasher.update(&highest.0.to_be_bytes());
+        hasher.update(&self.records.change_number().0.to_be_bytes());
+        // Two lives of one image never have a mark in common.
+        hasher.update(&(self.fresh)().0);
+        let digest = *hasher.finalize().as_bytes();
+        let key = [Meta::MARKS, &highest.0.to_be_bytes()].concat();
+        self.records.kv_mut().put(Table::Meta, &key, &digest)?;
+        self.last_mark = Mark { replica: self.records.replica(), highest, digest };
+        self.marks += 1;
+        if self.marks > MARKS_MAX {
+            let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
+            if let Some((key, _)) = self.records.kv().range(Table::Meta, Meta::MARKS, to.as_deref(), 1)?.first() {
+                self.records.kv_mut().delete(Table::Meta, key)?;
+                self.marks -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Loads the newest mark at start.
+    pub(crate) fn load_marks(&mut self) -> Result<()> {
+        let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
+        let rows = self.records.kv().range(Table::Meta, Meta::MARKS, to.as_deref(), usize::MAX)?;
+        self.marks = rows.len();
+        self.last_mark = Mark { replica: self.records.replica(), ..Mark::default() };
+        if let Some((key, digest)) = rows.last() {
+            self.last_mark.highest = Sequence(tables::read_number(key.get(Meta::MARKS.len()..).unwrap_or_default())?);
+            self.last_mark.digest = digest.as_slice().try_into().unwrap_or_default();
+        }
+        Ok(())
+    }
+}

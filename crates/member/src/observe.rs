@@ -1,0 +1,1318 @@
+//! Local changes become versions (design, section 5).
+//!
+//! A batch of entries that may have changed is compared with the nodes. What was found is hashed, made durable, and then
+//! recorded in one transaction, parents before children and deletes last, so that partners see a closed set. An error is
+//! never an absence: only an entry that `stat` says is absent can become a delete, and only where its object is found
+//! nowhere else beneath the root.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_engine::{ChangeError, NewThing};
+use anabranch_model::{Attributes, Content, Hlc, Name, Timestamp, Uid, Version, is_reserved};
+use anabranch_volume::fs::{Fs, Kind, Stat};
+use anabranch_volume::hash::{Hashing, hash_file};
+
+use crate::events::EventKind;
+use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
+use crate::replica::{Phase, Replica, Result};
+
+/// Where a found entry lies: in a directory that the database has, or in one found in the same batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Parent {
+    Node(NodeId),
+    Found(usize),
+}
+
+/// An entry that the database does not have so.
+struct Found<D> {
+    parent: Parent,
+    name: Name,
+    stat: Stat,
+    /// The node that had this name until now.
+    occupant: Option<Node>,
+    /// The node that this object had until now, elsewhere.
+    moved: Option<Node>,
+    /// Of a directory: its handle.
+    dir: Option<D>,
+    content: Option<(Content, bool)>,
+    attributes: Attributes,
+    /// In use or unreadable: left for later, with all that it touches.
+    dropped: bool,
+    uid: Option<Uid>,
+    node: Option<NodeId>,
+}
+
+/// An entry that is still the same thing, but whose stamp differs.
+struct Modified {
+    node: Node,
+    stat: Stat,
+    content: Option<(Content, bool)>,
+    attributes: Option<Attributes>,
+    dropped: bool,
+}
+
+/// Everything that one look at some entries found.
+struct Batch<D> {
+    found: Vec<Found<D>>,
+    modified: Vec<Modified>,
+    /// Nodes whose name no longer leads to them.
+    gone: BTreeMap<NodeId, Node>,
+}
+
+/// A file or directory of the batch, by its parent's handle and its name: what is to be hashed.
+pub(crate) struct Task<D> {
+    pub(crate) dir: D,
+    pub(crate) name: Vec<u8>,
+    pub(crate) kind: Kind,
+    pub(crate) content: bool,
+    pub(crate) attributes: bool,
+}
+
+/// What came of a [`Task`].
+pub(crate) struct Read {
+    pub(crate) content: Option<(Content, bool)>,
+    pub(crate) attributes: Option<Attributes>,
+    pub(crate) stat: Option<Stat>,
+    pub(crate) in_use: bool,
+    pub(crate) error: Option<io::Error>,
+}
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Looks at what may have changed, one batch of it, and records what did.
+    pub(crate) fn observe(&mut self) -> Result<()> {
+        self.observe_at = None;
+        if !self.root_is_there()? {
+            return Ok(());
+        }
+        if self.ahead_of_all() {
+            // Our own clock may be wrong: what we would issue now could win everything for ever (section 4).
+            self.report_once(EventKind::ClockAhead, self.config.member.clone());
+            self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+            return Ok(());
+        }
+        if let Some(until) = self.hold_until {
+            let heard = self.links.values().any(|l| l.passed);
+            if !heard && self.now < until {
+                self.observe_at = Some(until.min(Hlc(self.now.0 + self.config.limits.retry)));
+                return Ok(());
+            }
+            self.hold_until = None;
+        }
+        let mut batch = Batch { found: Vec::new(), modified: Vec::new(), gone: BTreeMap::new() };
+        let mut seen = BTreeSet::new();
+        let limit = self.config.limits.batch_entries;
+        while seen.len() < limit {
+            if let Some(key) = self.changed.pop_first() {
+                self.look(&mut batch, &mut seen, key.0, key.1)?;
+            } else if let Some(dir) = self.scan.pop() {
+                self.look_whole(&mut batch, &mut seen, dir)?;
+            } else {
+                break;
+            }
+        }
+        if self.scanning && self.scan.is_empty() && self.changed.is_empty() {
+            self.scanning = false;
+            for id in std::mem::take(&mut self.missing) {
+                if let Some(node) = nodes::get(self.records.kv(), id)? {
+                    self.look(&mut batch, &mut seen, node.parent, node.name)?;
+                }
+            }
+        }
+        self.enter_found(&mut batch, &mut seen)?;
+        self.match_objects(&mut batch, &mut seen)?;
+        self.read_batch(&mut batch)?;
+        if self.suspect {
+            self.doubt(&mut batch)?;
+            self.suspect = self.scanning;
+        }
+        if self.phase == Phase::Normal {
+            self.record_batch(batch)?;
+        } else {
+            self.note_batch(batch)?;
+        }
+        if !self.changed.is_empty() || !self.scan.is_empty() {
+            self.observe_at = Some(self.now);
+        }
+        let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
+        self.recent.retain(|_, (_, at)| at.0 >= keep);
+        Ok(())
+    }
+
+    /// After a power cut: what is empty, has runs of zeros, or comes from the future, is no edit (design, section 11).
+    fn doubt(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        let mut doubtful = Vec::new();
+        for modified in batch.modified.iter_mut().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
+            let Some((value, provisional)) = modified.content.clone() else { continue };
+            let recorded = modified.node.content.as_ref();
+            if recorded.is_none_or(|c| c.value == value || c.bytes.is_none()) {
+                continue;
+            }
+            let seconds = i64::try_from(self.now.0 / 1_000_000).unwrap_or(i64::MAX);
+            let torn = modified.stat.stamp.size == 0
+                || modified.stat.stamp.mtime.seconds > seconds + 60
+                || match self.dir(modified.node.parent)? {
+                    Some(dir) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
+                    None => false,
+                };
+            if torn {
+                modified.dropped = true;
+                doubtful.push((modified.node.clone(), modified.stat.clone(), value, provisional));
+            }
+        }
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        self.records.begin()?;
+        for (old, stat, value, provisional) in doubtful {
+            let node =
+                Node { stamp: stat.stamp, content: Some(crate::adopt::candidate(value, provisional)), ..old.clone() };
+            nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+            if let Some(uid) = node.uid {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                self.due.insert(nodes::uid_key(uid).to_vec());
+            }
+        }
+        self.records.commit()?;
+        self.work_at = Some(self.now);
+        Ok(())
+    }
+
+    fn again_later(&mut self, parent: NodeId, name: &[u8]) {
+        self.later.insert((parent, name.to_vec()), Hlc(self.now.0 + self.config.limits.retry));
+    }
+
+    /// Compares one entry with its node.
+    fn look(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        parent: NodeId,
+        name: Vec<u8>,
+    ) -> Result<()> {
+        if !seen.insert((parent, name.clone())) {
+            return Ok(());
+        }
+        let Some(dir) = self.dir(parent)? else {
+            // The directory itself is in flux. If it is still in the database its own entry will be looked at.
+            if let Some(node) = nodes::get(self.records.kv(), parent)? {
+                if parent != ROOT_NODE && !seen.contains(&(node.parent, node.name.clone())) {
+                    self.changed.insert((node.parent, node.name));
+                }
+                if nodes::at(self.records.kv(), parent, &name)?.is_some() {
+                    self.again_later(parent, &name);
+                }
+            }
+            return Ok(());
+        };
+        match self.fs.stat(&dir, &name) {
+            Ok(stat) => self.compare(batch, parent, name, stat),
+            Err(error) => self.cannot_read(parent, &name, &error),
+        }
+    }
+
+    /// Compares a whole directory with its nodes.
+    fn look_whole(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        id: NodeId,
+    ) -> Result<()> {
+        let Some(dir) = self.dir(id)? else {
+            if let Some(node) = nodes::get(self.records.kv(), id)? {
+                self.changed.insert((node.parent, node.name));
+            }
+            return Ok(());
+        };
+        let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir)]);
+        for (_, entries) in listed {
+            let entries = match entries {
+                Ok(entries) => entries,
+                Err(error) => {
+                    self.cannot_read(id, b"", &error)?;
+                    continue;
+                }
+            };
+            let mut names: BTreeMap<Vec<u8>, Option<Stat>> = BTreeMap::new();
+            let mut after: Option<Vec<u8>> = None;
+            loop {
+                let page = nodes::children(self.records.kv(), id, after.as_deref(), 4096)?;
+                let Some(last) = page.last() else { break };
+                after = Some(last.name.clone());
+                names.extend(page.into_iter().map(|n| (n.name, None)));
+            }
+            names.extend(entries.into_iter().map(|(entry, stat)| (entry.name, Some(stat))));
+            for (name, stat) in names {
+                if !seen.insert((id, name.clone())) || (id == ROOT_NODE && is_reserved(&name)) {
+                    continue;
+                }
+                if self.scanning {
+                    if let Some(node) = nodes::at(self.records.kv(), id, &name)? {
+                        if node.is_dir() {
+                            self.scan.push(node.id);
+                        }
+                    }
+                }
+                self.compare(batch, id, name, stat)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn cannot_read(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<()> {
+        let path = String::from_utf8_lossy(&self.node_path(parent, name)?).into_owned();
+        self.report_once(EventKind::CannotRead, format!("{path}: {error}"));
+        if name.is_empty() {
+            self.scan_later(parent)
+        } else {
+            self.again_later(parent, name);
+            Ok(())
+        }
+    }
+
+    /// A directory that could not be enumerated is looked at again by its own entry.
+    fn scan_later(&mut self, id: NodeId) -> Result<()> {
+        if let Some(node) = nodes::get(self.records.kv(), id)? {
+            if id == ROOT_NODE {
+                self.scan.insert(0, id);
+                self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+            } else {
+                self.again_later(node.parent, &node.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// One entry, as it is and as the database has it.
+    fn compare(&mut self, batch: &mut Batch<F::Dir>, parent: NodeId, name: Vec<u8>, stat: Option<Stat>) -> Result<()> {
+        let node = nodes::at(self.records.kv(), parent, &name)?;
+        let Some(stat) = stat else {
+            if let Some(node) = node {
+                batch.gone.insert(node.id, node);
+            }
+            return Ok(());
+        };
+        if stat.foreign {
+            // A mount point or another subvolume: nothing is known of what the database has there.
+            return Ok(());
+        }
+        if let Some(node) = &node {
+            if node.object == stat.object && node.kind == stat.kind {
+                let provisional = node.content.as_ref().is_some_and(|c| c.provisional);
+                let differs = if node.is_dir() {
+                    node.attributes.mode != stat.mode
+                        || node.attributes.owner.number != stat.uid
+                        || node.attributes.group.number != stat.gid
+                        || node.stamp.ctime != stat.stamp.ctime
+                } else {
+                    node.stamp != stat.stamp || provisional
+                };
+                if differs {
+                    let node = node.clone();
+                    batch.modified.push(Modified { node, stat, content: None, attributes: None, dropped: false });
+                }
+                return Ok(());
+            }
+        }
+        if let Some(node) = &node {
+            batch.gone.insert(node.id, node.clone());
+        }
+        if stat.kind == Kind::Other {
+            let path = String::from_utf8_lossy(&self.node_path(parent, &name)?).into_owned();
+            self.report_once(EventKind::Skipped, path);
+            return Ok(());
+        }
+        let Ok(name) = Name::new(name.clone()) else {
+            let path = String::from_utf8_lossy(&self.node_path(parent, &name)?).into_owned();
+            self.report_once(EventKind::ReservedName, path);
+            return Ok(());
+        };
+        batch.found.push(Found {
+            parent: Parent::Node(parent),
+            name,
+            stat,
+            occupant: node,
+            moved: None,
+            dir: None,
+            content: None,
+            attributes: Attributes::default(),
+            dropped: false,
+            uid: None,
+            node: None,
+        });
+        Ok(())
+    }
+
+    /// The handle of the directory that a found entry lies in.
+    fn found_dir(&mut self, batch: &Batch<F::Dir>, parent: Parent) -> Result<Option<F::Dir>> {
+        match parent {
+            Parent::Node(id) => self.dir(id),
+            Parent::Found(at) => Ok(batch.found.get(at).and_then(|f| f.dir.clone())),
+        }
+    }
+
+    /// Enters the directories found whose object the database does not know, up to the limit of a batch; what is beyond
+    /// it is scanned once they are recorded.
+    fn enter_found(&mut self, batch: &mut Batch<F::Dir>, seen: &mut BTreeSet<(NodeId, Vec<u8>)>) -> Result<()> {
+        let mut at = 0;
+        while at < batch.found.len() {
+            let (parent, name, stat) = match batch.found.get(at) {
+                Some(f) => (f.parent, f.name.clone(), f.stat.clone()),
+                None => break,
+            };
+            at += 1;
+            if stat.kind != Kind::Directory {
+                continue;
+            }
+            let Some(handle) = self.found_dir(batch, parent)? else {
+                if let Some(f) = batch.found.get_mut(at - 1) {
+                    f.dropped = true;
+                }
+                continue;
+            };
+            let opened = self.fs.open_dir(&handle, name.bytes());
+            let dir = match opened {
+                Ok(dir) if self.fs.stat_dir(&dir).is_ok_and(|s| s.object == stat.object) => dir,
+                Ok(_) => {
+                    self.drop_found(batch, at - 1)?;
+                    continue;
+                }
+                Err(error) => {
+                    self.drop_found(batch, at - 1)?;
+                    if let Parent::Node(id) = parent {
+                        self.cannot_read(id, name.bytes(), &error)?;
+                    }
+                    continue;
+                }
+            };
+            if let Some(f) = batch.found.get_mut(at - 1) {
+                f.dir = Some(dir.clone());
+            }
+            let known = nodes::by_object(self.records.kv(), &stat.object)?.into_iter().any(|n| n.is_dir());
+            if known || seen.len() + batch.found.len() > self.config.limits.batch_entries {
+                continue;
+            }
+            let mut listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(0, dir)]);
+            match listed.pop().map(|(_, entries)| entries) {
+                Some(Ok(entries)) => {
+                    for (entry, stat) in entries {
+                        self.add_child(batch, at - 1, entry.name, stat);
+                    }
+                }
+                Some(Err(error)) => {
+                    if let Parent::Node(id) = parent {
+                        self.cannot_read(id, name.bytes(), &error)?;
+                    }
+                }
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn add_child(&mut self, batch: &mut Batch<F::Dir>, parent: usize, name: Vec<u8>, stat: Stat) {
+        if stat.foreign {
+            return;
+        }
+        if stat.kind == Kind::Other {
+            self.report_once(EventKind::Skipped, String::from_utf8_lossy(&name).into_owned());
+            return;
+        }
+        let Ok(name) = Name::new(name.clone()) else {
+            self.report_once(EventKind::ReservedName, String::from_utf8_lossy(&name).into_owned());
+            return;
+        };
+        batch.found.push(Found {
+            parent: Parent::Found(parent),
+            name,
+            stat,
+            occupant: None,
+            moved: None,
+            dir: None,
+            content: None,
+            attributes: Attributes::default(),
+            dropped: false,
+            uid: None,
+            node: None,
+        });
+    }
+
+    /// Leaves a found entry for later. What had its name, and what had its object, is not gone then: nothing is known.
+    fn drop_found(&mut self, batch: &mut Batch<F::Dir>, at: usize) -> Result<()> {
+        let Some(found) = batch.found.get_mut(at) else { return Ok(()) };
+        found.dropped = true;
+        let (parent, name, occupant, moved) =
+            (found.parent, found.name.clone(), found.occupant.take(), found.moved.take());
+        for node in [occupant, moved].into_iter().flatten() {
+            batch.gone.remove(&node.id);
+            self.again_later(node.parent, &node.name);
+        }
+        let mut top = (parent, name.bytes().to_vec());
+        while let Parent::Found(above) = top.0 {
+            let Some(f) = batch.found.get(above) else { break };
+            top = (f.parent, f.name.bytes().to_vec());
+        }
+        if let Parent::Node(id) = top.0 {
+            if let Parent::Found(_) = parent {
+                // Its directory is recorded with this batch; it is scanned for what was left out.
+                self.later.insert((id, top.1), Hlc(self.now.0 + self.config.limits.retry));
+            } else {
+                self.again_later(id, name.bytes());
+            }
+        }
+        Ok(())
+    }
+
+    /// Decides for each object found whether it was elsewhere before, and for each node gone whether it is elsewhere now.
+    fn match_objects(&mut self, batch: &mut Batch<F::Dir>, seen: &mut BTreeSet<(NodeId, Vec<u8>)>) -> Result<()> {
+        let mut at = 0;
+        loop {
+            while at < batch.found.len() {
+                self.match_found(batch, seen, at)?;
+                at += 1;
+            }
+            // Children of directories that are gone are gone with them, unless they are found elsewhere.
+            let mut stack: Vec<_> = batch.gone.values().filter(|n| n.is_dir()).map(|n| n.id).collect();
+            let claimed: BTreeSet<_> = batch.found.iter().filter_map(|f| f.moved.as_ref()).map(|n| n.id).collect();
+            while let Some(id) = stack.pop() {
+                if claimed.contains(&id) || self.same_elsewhere(batch, id) {
+                    continue;
+                }
+                for child in nodes::children(self.records.kv(), id, None, usize::MAX)? {
+                    if !batch.gone.contains_key(&child.id) {
+                        if child.is_dir() {
+                            stack.push(child.id);
+                        }
+                        batch.gone.insert(child.id, child);
+                    }
+                }
+            }
+            let before = batch.found.len();
+            let lost: Vec<_> = batch.gone.values().filter(|n| !claimed.contains(&n.id)).cloned().collect();
+            for node in lost {
+                self.locate_gone(batch, seen, &node)?;
+            }
+            if batch.found.len() == before {
+                return Ok(());
+            }
+            self.enter_found(batch, seen)?;
+        }
+    }
+
+    /// A directory of another object at the same name, while the old object is nowhere: it continues the old one.
+    fn same_elsewhere(&self, batch: &Batch<F::Dir>, id: NodeId) -> bool {
+        batch.found.iter().any(|f| {
+            !f.dropped
+                && f.stat.kind == Kind::Directory
+                && f.moved.is_none()
+                && f.occupant.as_ref().is_some_and(|n| n.id == id && n.is_dir())
+        })
+    }
+
+    fn match_found(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        at: usize,
+    ) -> Result<()> {
+        let Some((object, kind)) =
+            batch.found.get(at).filter(|f| !f.dropped).map(|f| (f.stat.object.clone(), f.stat.kind))
+        else {
+            return Ok(());
+        };
+        for node in nodes::by_object(self.records.kv(), &object)? {
+            if node.kind != kind || node.parent == nodes::STAGING_NODE {
+                continue;
+            }
+            let taken = batch.found.iter().any(|f| f.moved.as_ref().is_some_and(|m| m.id == node.id));
+            if taken {
+                continue;
+            }
+            if !batch.gone.contains_key(&node.id) {
+                // Is it still where the database has it? Then this is a second name of it.
+                self.look(batch, seen, node.parent, node.name.clone())?;
+                let under_gone = self.ancestor_gone(batch, &node)?;
+                if !batch.gone.contains_key(&node.id) && !under_gone {
+                    let still = match self.dir(node.parent)? {
+                        Some(dir) => match self.fs.stat(&dir, &node.name) {
+                            Ok(Some(stat)) => stat.object == object,
+                            Ok(None) => false,
+                            Err(_) => true,
+                        },
+                        None => false,
+                    };
+                    if still {
+                        if kind != Kind::Directory {
+                            self.report_once(EventKind::HardLinks, self.config.folder_name.clone());
+                        }
+                        continue;
+                    }
+                }
+                batch.gone.insert(node.id, node.clone());
+            }
+            if let Some(found) = batch.found.get_mut(at) {
+                found.moved = Some(node);
+            }
+            break;
+        }
+        Ok(())
+    }
+
+    fn ancestor_gone(&self, batch: &Batch<F::Dir>, node: &Node) -> Result<bool> {
+        let mut id = node.parent;
+        for _ in 0..4096 {
+            if batch.gone.contains_key(&id) {
+                return Ok(true);
+            }
+            match nodes::get(self.records.kv(), id)? {
+                Some(node) if id != ROOT_NODE => id = node.parent,
+                _ => return Ok(false),
+            }
+        }
+        Ok(false)
+    }
+
+    /// A node is not where it was and not among what was found: asks the file system where its object is now.
+    fn locate_gone(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        node: &Node,
+    ) -> Result<()> {
+        if batch.found.iter().any(|f| f.moved.as_ref().is_some_and(|m| m.id == node.id)) {
+            return Ok(());
+        }
+        match self.fs.locate(&node.object) {
+            Ok(None) => {}
+            Ok(Some((directory, name))) => {
+                if let Some(parent) = self.dir_node(&directory)? {
+                    let here = (parent, name);
+                    if parent == nodes::STAGING_NODE || is_reserved(&here.1) {
+                        return Ok(());
+                    }
+                    if seen.contains(&here) {
+                        let found = batch.found.iter().any(|f| f.stat.object == node.object);
+                        if !found && here != (node.parent, node.name.clone()) {
+                            // Seen before it came there: the next batch will find it. Until then it is not gone.
+                            batch.gone.remove(&node.id);
+                            self.again_later(here.0, &here.1);
+                            self.again_later(node.parent, &node.name);
+                        }
+                        return Ok(());
+                    }
+                    self.look(batch, seen, here.0, here.1)?;
+                } else if !batch.found.iter().any(|f| f.stat.object == directory) {
+                    // In a directory that the database does not have yet.
+                    if !self.is_private(&directory) {
+                        batch.gone.remove(&node.id);
+                        self.again_later(node.parent, &node.name);
+                    }
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                if self.scanning {
+                    batch.gone.remove(&node.id);
+                    self.missing.insert(node.id);
+                }
+            }
+            Err(error) => {
+                batch.gone.remove(&node.id);
+                self.cannot_read(node.parent, &node.name, &error)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn is_private(&self, object: &anabranch_volume::fs::Object) -> bool {
+        [&self.private.top, &self.private.conflict, &self.private.pre_existing, &self.private.staging]
+            .into_iter()
+            .any(|dir| self.fs.stat_dir(dir).is_ok_and(|s| s.object == *object))
+    }
+
+    /// Hashes what must be hashed, reads attributes, and makes all of it durable: nothing is published that a power cut
+    /// could take back.
+    fn read_batch(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        let mut tasks = Vec::new();
+        let mut whose = Vec::new();
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
+            let (parent, name, kind) = (found.parent, found.name.bytes().to_vec(), found.stat.kind);
+            // A move alone changes neither size nor mtime; the bytes are then known.
+            let stamp = found.stat.stamp;
+            let same_bytes = |n: &&OnDisk, node: &Node| {
+                !n.provisional && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime) && kind == Kind::File
+            };
+            let known = found
+                .moved
+                .as_ref()
+                .and_then(|node| node.content.as_ref().filter(|c| same_bytes(c, node)))
+                .map(|c| (c.value.clone(), false));
+            let content = kind != Kind::Directory && known.is_none();
+            let Some(dir) = self.found_dir(batch, parent)? else {
+                self.drop_found(batch, at)?;
+                continue;
+            };
+            if let Some(found) = batch.found.get_mut(at) {
+                found.content = known;
+            }
+            tasks.push(Task { dir, name, kind, content, attributes: true });
+            whose.push((true, at));
+        }
+        for at in 0..batch.modified.len() {
+            let Some(m) = batch.modified.get(at) else { continue };
+            let (parent, name, kind) = (m.node.parent, m.node.name.clone(), m.node.kind);
+            let Some(dir) = self.dir(parent)? else { continue };
+            tasks.push(Task { dir, name, kind, content: kind != Kind::Directory, attributes: true });
+            whose.push((false, at));
+        }
+        let results = read_all(&self.fs, &tasks);
+        for ((is_found, at), read) in whose.into_iter().zip(results) {
+            let gone = read.stat.is_none() && read.error.is_none();
+            if let Some(error) = &read.error {
+                let (parent, name) = match (is_found, batch.found.get(at), batch.modified.get(at)) {
+                    (true, Some(f), _) => (f.parent, f.name.bytes().to_vec()),
+                    (false, _, Some(m)) => (Parent::Node(m.node.parent), m.node.name.clone()),
+                    _ => continue,
+                };
+                if let Parent::Node(id) = parent {
+                    self.cannot_read(id, &name, error)?;
+                }
+            }
+            let dropped = read.in_use || gone || read.error.is_some();
+            if is_found {
+                if dropped {
+                    self.drop_found(batch, at)?;
+                } else if let Some(found) = batch.found.get_mut(at) {
+                    found.content = found.content.take().or(read.content);
+                    found.attributes = read.attributes.unwrap_or_default();
+                    if let Some(stat) = read.stat {
+                        found.stat = stat;
+                    }
+                }
+            } else if let Some(m) = batch.modified.get_mut(at) {
+                m.dropped = dropped;
+                m.content = read.content;
+                m.attributes = read.attributes;
+                if let Some(stat) = read.stat {
+                    m.stat = stat;
+                }
+                if dropped {
+                    let (parent, name) = (m.node.parent, m.node.name.clone());
+                    self.again_later(parent, &name);
+                }
+            }
+        }
+        self.drop_orphans(batch)?;
+        self.sync_batch(batch)
+    }
+
+    /// What lies in a directory that is left for later is left for later, too.
+    fn drop_orphans(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        for at in 0..batch.found.len() {
+            let orphan = match batch.found.get(at) {
+                Some(f) if !f.dropped => {
+                    matches!(f.parent, Parent::Found(p) if batch.found.get(p).is_none_or(|p| p.dropped))
+                }
+                _ => false,
+            };
+            if orphan {
+                self.drop_found(batch, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn sync_batch(&mut self, batch: &Batch<F::Dir>) -> Result<()> {
+        let count = batch.found.iter().filter(|f| !f.dropped).count()
+            + batch.modified.iter().filter(|m| !m.dropped).count()
+            + batch.gone.len();
+        if count == 0 {
+            return Ok(());
+        }
+        let done = if count >= self.config.limits.sync_all_from { self.fs.sync_all() } else { self.sync_each(batch)? };
+        // A failed sync leaves data in doubt. The batch is dropped whole and looked at again: nothing is published.
+        if let Err(error) = done {
+            self.report(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
+            return Err(crate::replica::Stop::Private { path: "the volume".into(), source: error });
+        }
+        Ok(())
+    }
+
+    fn sync_each(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
+        let mut dirs: BTreeSet<NodeId> = batch.gone.values().map(|n| n.parent).collect();
+        let mut files = Vec::new();
+        for found in batch.found.iter().filter(|f| !f.dropped) {
+            match found.parent {
+                Parent::Node(id) => {
+                    dirs.insert(id);
+                }
+                Parent::Found(at) => {
+                    if let Some(dir) = batch.found.get(at).and_then(|f| f.dir.clone()) {
+                        if let Err(error) = self.fs.sync_dir(&dir) {
+                            return Ok(Err(error));
+                        }
+                    }
+                }
+            }
+            if found.stat.kind == Kind::File {
+                files.extend(self.found_dir(batch, found.parent)?.map(|d| (d, found.name.bytes().to_vec())));
+            }
+        }
+        for m in batch.modified.iter().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
+            files.extend(self.dir(m.node.parent)?.map(|d| (d, m.node.name.clone())));
+        }
+        for (dir, name) in files {
+            let synced = match self.fs.open_file(&dir, &name) {
+                Ok(file) => self.fs.sync_file(&file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            };
+            if synced.is_err() {
+                return Ok(synced);
+            }
+        }
+        for id in dirs {
+            if let Some(dir) = self.dir(id)? {
+                if let Err(error) = self.fs.sync_dir(&dir) {
+                    return Ok(Err(error));
+                }
+            }
+        }
+        Ok(Ok(()))
+    }
+
+    /// Records the batch: new versions in one transaction.
+    fn record_batch(&mut self, mut batch: Batch<F::Dir>) -> Result<()> {
+        let nothing =
+            batch.gone.is_empty() && batch.found.iter().all(|f| f.dropped) && batch.modified.iter().all(|m| m.dropped);
+        if nothing {
+            return Ok(());
+        }
+        self.records.begin()?;
+        let mut claimed: BTreeSet<Uid> = BTreeSet::new();
+        let mut relabel = Vec::new();
+        // A name is stronger than its object: first give each name that had a file its UID.
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
+            let own = found.moved.as_ref().and_then(|n| n.uid);
+            let uid = if found.stat.kind == Kind::Directory {
+                None
+            } else if let Some(uid) = found.occupant.as_ref().filter(|n| !n.is_dir()).and_then(|n| n.uid) {
+                Some(uid)
+            } else {
+                self.remembered(&batch, found)?.filter(|uid| Some(*uid) != own)
+            };
+            let Some(uid) = uid.filter(|uid| !claimed.contains(uid)) else { continue };
+            claimed.insert(uid);
+            if let Some(other) = nodes::of(self.records.kv(), uid)? {
+                let still = batch.found.get(at).and_then(|f| f.occupant.as_ref()).is_none_or(|o| o.id != other.id);
+                if still && !batch.gone.contains_key(&other.id) {
+                    relabel.push(other.id);
+                }
+            }
+            if let Some(found) = batch.found.get_mut(at) {
+                found.uid = Some(uid);
+            }
+        }
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.found.get(at).filter(|f| !f.dropped && f.uid.is_none()) else { continue };
+            let moved = found.moved.as_ref().and_then(|n| n.uid);
+            let continued = found
+                .occupant
+                .as_ref()
+                .filter(|n| n.is_dir() && found.stat.kind == Kind::Directory && found.moved.is_none())
+                .and_then(|n| n.uid);
+            let uid = moved.or(continued).filter(|uid| !claimed.contains(uid));
+            if let Some(uid) = uid {
+                claimed.insert(uid);
+                if let Some(found) = batch.found.get_mut(at) {
+                    found.uid = Some(uid);
+                }
+            }
+        }
+        self.match_view(&mut batch)?;
+        // One set: both sides of a swap, the whole of a moved tree, become visible together.
+        self.records.begin_changes(self.now)?;
+        for at in 0..batch.found.len() {
+            self.record_found(&mut batch, at, &relabel)?;
+        }
+        for modified in &batch.modified {
+            self.record_modified(modified)?;
+        }
+        self.record_gone(&batch, &claimed)?;
+        for id in relabel {
+            self.record_relabelled(id)?;
+        }
+        self.records.end_changes()?;
+        self.note_touched()?;
+        self.commit()?;
+        self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// The view already has such a thing at that place, and it is not on disk: our own work that a crash left behind.
+    fn match_view(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.found.get(at).filter(|f| !f.dropped && f.uid.is_none()) else { continue };
+            let parent = match found.parent {
+                Parent::Node(id) => self.node_uid(id)?,
+                Parent::Found(p) => batch.found.get(p).and_then(|p| p.uid),
+            };
+            let Some(parent) = parent else { continue };
+            let Some(shown) = self.records.shown_at(parent, found.name.bytes())? else { continue };
+            let directory = found.stat.kind == Kind::Directory;
+            let absent = nodes::of(self.records.kv(), shown)?.is_none();
+            let same = self.records.record(shown)?.is_some_and(|r| {
+                let value = found.content.as_ref().map(|(c, _)| c);
+                r.placement.value.directory == directory && (directory || r.content.as_ref().map(|c| &c.value) == value)
+            });
+            let free = !batch.found.iter().any(|f| f.uid == Some(shown));
+            if let Some(found) = batch.found.get_mut(at).filter(|_| absent && same && free) {
+                found.uid = Some(shown);
+            }
+        }
+        Ok(())
+    }
+
+    /// The UID of a file that had this name a short while ago.
+    fn remembered(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Result<Option<Uid>> {
+        let Parent::Node(id) = found.parent else { return Ok(None) };
+        let Some(parent) = self.node_uid(id)? else { return Ok(None) };
+        let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
+        let hit = self.recent.get(&(parent, found.name.bytes().to_vec())).filter(|(_, at)| at.0 >= keep);
+        let Some(&(uid, _)) = hit else { return Ok(None) };
+        // If the file itself came back to its name it is a move, not a new content.
+        let back = found.moved.as_ref().is_some_and(|n| n.uid == Some(uid));
+        let live = batch.found.iter().any(|f| f.uid == Some(uid));
+        Ok(Some(uid).filter(|_| !back && !live && found.stat.kind != Kind::Directory))
+    }
+
+    /// The UID that a directory node shows.
+    pub(crate) fn node_uid(&self, id: NodeId) -> Result<Option<Uid>> {
+        if id == ROOT_NODE {
+            return Ok(Some(Uid::ROOT));
+        }
+        Ok(nodes::get(self.records.kv(), id)?.and_then(|n| n.uid))
+    }
+
+    fn record_found(&mut self, batch: &mut Batch<F::Dir>, at: usize, relabel: &[NodeId]) -> Result<()> {
+        let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { return Ok(()) };
+        let (parent_node, parent) = match found.parent {
+            Parent::Node(id) => (Some(id), self.node_uid(id)?),
+            Parent::Found(p) => batch.found.get(p).map_or((None, None), |p| (p.node, p.uid)),
+        };
+        let (Some(parent_node), Some(parent)) = (parent_node, parent) else {
+            return self.drop_found(batch, at);
+        };
+        let directory = found.stat.kind == Kind::Directory;
+        let (name, stat) = (found.name.clone(), found.stat.clone());
+        let value = found.content.as_ref().map(|(c, _)| c.clone());
+        let base = found.occupant.as_ref().filter(|n| n.uid == found.uid).or(found.moved.as_ref());
+        let history = base.and_then(|n| n.content.as_ref()).map(|c| c.history.clone());
+        let disk_before = base.map(|n| n.attributes.clone());
+        let attributes = found.attributes.clone();
+        let mtime = stat.stamp.mtime;
+        let uid = found.uid;
+        let uid = match uid {
+            Some(uid) => {
+                let in_place = self.records.shown(uid)?.is_some_and(|s| s.parent == parent && s.name == name);
+                if !in_place {
+                    match self.records.place(self.now, uid, parent, name.clone()) {
+                        // A partner's change makes it part of where it was moved to: the view decides.
+                        Err(ChangeError::IntoItself(_)) => {
+                            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                        }
+                        other => other?,
+                    }
+                }
+                if let Some(value) = &value {
+                    self.record_content(uid, value, mtime, stat.birth, history.as_ref())?;
+                }
+                self.record_attributes(uid, disk_before.as_ref(), &attributes)?;
+                uid
+            }
+            None => {
+                let content = value.clone().map(|v| (v, mtime, stat.birth));
+                let attributes = Some((attributes.clone(), directory.then_some(mtime)));
+                self.records.add(self.now, NewThing { parent, name: name.clone(), directory, content, attributes })?
+            }
+        };
+        let old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
+        let id = match &old {
+            Some(node) => node.id,
+            None => nodes::next_id(self.records.kv())?,
+        };
+        let provisional = found_provisional(batch, at);
+        let node = self.node_after(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes)?;
+        nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
+        let known_before = old.is_some();
+        if let Some(found) = batch.found.get_mut(at) {
+            found.uid = Some(uid);
+            found.node = Some(id);
+            if directory && !known_before && found.dir.is_some() {
+                // Entered already, unless the batch was full; a second look costs little and closes the gap.
+                self.scan.insert(0, id);
+            }
+        }
+        batch.gone.remove(&id);
+        Ok(())
+    }
+
+    /// The node of something that lies on disk just as its record says now.
+    #[expect(clippy::too_many_arguments, reason = "all of these make up one row")]
+    pub(crate) fn node_after(
+        &self,
+        id: NodeId,
+        parent: NodeId,
+        name: &[u8],
+        uid: Uid,
+        stat: &Stat,
+        value: Option<Content>,
+        provisional: bool,
+        attributes: Attributes,
+    ) -> Result<Node> {
+        let record = self.records.record(uid)?;
+        let facet = record.as_ref().and_then(|r| r.content.as_ref());
+        let content = value.map(|value| {
+            let same = facet.filter(|f| f.value == value);
+            OnDisk {
+                value,
+                bytes: same.map(|f| f.bytes.version),
+                version: same.map_or(Version::default(), |f| f.written.version),
+                history: same.map(|f| f.written.history.clone()).unwrap_or_default(),
+                provisional,
+            }
+        });
+        Ok(Node {
+            id,
+            parent,
+            name: name.to_vec(),
+            uid: Some(uid),
+            kind: stat.kind,
+            object: stat.object.clone(),
+            stamp: stat.stamp,
+            content,
+            attributes_version: record
+                .as_ref()
+                .and_then(|r| r.attributes.as_ref())
+                .map_or(Version::default(), |f| f.written.version),
+            attributes,
+        })
+    }
+
+    fn record_content(
+        &mut self,
+        uid: Uid,
+        value: &Content,
+        mtime: Timestamp,
+        birth: Option<Timestamp>,
+        base: Option<&anabranch_model::Knowledge>,
+    ) -> Result<()> {
+        let record = self.records.record(uid)?;
+        let facet = record.as_ref().and_then(|r| r.content.as_ref());
+        match facet {
+            Some(f) if f.value == *value => {
+                if f.mtime != mtime {
+                    self.records.touch(self.now, uid, mtime)?;
+                }
+            }
+            _ => self.records.write_from(self.now, uid, value.clone(), mtime, birth, base)?,
+        }
+        Ok(())
+    }
+
+    /// Only what differs from what was on disk is a local change; the other parts stay as the record has them.
+    fn record_attributes(&mut self, uid: Uid, before: Option<&Attributes>, now: &Attributes) -> Result<()> {
+        let record = self.records.record(uid)?;
+        let Some(facet) = record.as_ref().and_then(|r| r.attributes.as_ref()) else {
+            self.records.set_attributes(self.now, uid, now.clone(), None)?;
+            return Ok(());
+        };
+        let Some(before) = before else {
+            return Ok(());
+        };
+        if before == now {
+            return Ok(());
+        }
+        let mut wanted = facet.value.clone();
+        if before.mode != now.mode {
+            wanted.mode = now.mode;
+        }
+        if before.owner != now.owner {
+            wanted.owner = now.owner.clone();
+        }
+        if before.group != now.group {
+            wanted.group = now.group.clone();
+        }
+        for (name, value) in &now.xattrs {
+            if before.xattrs.get(name) != Some(value) {
+                wanted.xattrs.insert(name.clone(), value.clone());
+            }
+        }
+        for name in before.xattrs.keys() {
+            if !now.xattrs.contains_key(name) {
+                wanted.xattrs.remove(name);
+            }
+        }
+        if wanted != facet.value {
+            let mtime = facet.directory_mtime;
+            self.records.set_attributes(self.now, uid, wanted, mtime)?;
+        }
+        Ok(())
+    }
+
+    fn record_modified(&mut self, modified: &Modified) -> Result<()> {
+        let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { return Ok(()) };
+        let Some(uid) = old.uid.filter(|_| !modified.dropped && old.object == modified.stat.object) else {
+            return Ok(());
+        };
+        let value = modified.content.as_ref().map(|(c, _)| c.clone());
+        if let Some(value) = &value {
+            let before = old.content.as_ref();
+            let same = before.is_some_and(|c| c.value == *value && c.bytes.is_some());
+            if !same {
+                let base = before.filter(|c| c.bytes.is_some()).map(|c| c.history.clone());
+                self.record_content(uid, value, modified.stat.stamp.mtime, modified.stat.birth, base.as_ref())?;
+            } else if old.stamp.mtime != modified.stat.stamp.mtime {
+                // The same bytes with another time: a touch, unless a newer content is on its way here.
+                self.record_content_touch(uid, value, modified.stat.stamp.mtime)?;
+            }
+        }
+        if let Some(attributes) = &modified.attributes {
+            self.record_attributes(uid, Some(&old.attributes), attributes)?;
+        }
+        let mut node = old.clone();
+        node.stamp = modified.stat.stamp;
+        let record = self.records.record(uid)?;
+        if let Some((value, provisional)) = &modified.content {
+            let facet = record.as_ref().and_then(|r| r.content.as_ref()).filter(|f| f.value == *value);
+            let keep = node.content.take().filter(|c| c.value == *value);
+            node.content = Some(match (facet, keep) {
+                (Some(f), _) => OnDisk {
+                    value: value.clone(),
+                    bytes: Some(f.bytes.version),
+                    version: f.written.version,
+                    history: f.written.history.clone(),
+                    provisional: *provisional,
+                },
+                (None, Some(keep)) => OnDisk { provisional: *provisional, ..keep },
+                (None, None) => OnDisk {
+                    value: value.clone(),
+                    bytes: None,
+                    version: Version::default(),
+                    history: anabranch_model::Knowledge::default(),
+                    provisional: *provisional,
+                },
+            });
+        }
+        if let Some(attributes) = &modified.attributes {
+            node.attributes = attributes.clone();
+            if let Some(facet) = record.as_ref().and_then(|r| r.attributes.as_ref()) {
+                if *attributes == facet.value {
+                    node.attributes_version = facet.written.version;
+                }
+            }
+        }
+        nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+        Ok(())
+    }
+
+    fn record_content_touch(&mut self, uid: Uid, value: &Content, mtime: Timestamp) -> Result<()> {
+        let record = self.records.record(uid)?;
+        if record.and_then(|r| r.content).is_some_and(|f| f.value == *value && f.mtime != mtime) {
+            self.records.touch(self.now, uid, mtime)?;
+        }
+        Ok(())
+    }
+
+    /// Deletes, children before parents.
+    fn record_gone(&mut self, batch: &Batch<F::Dir>, claimed: &BTreeSet<Uid>) -> Result<()> {
+        let mut gone: Vec<(usize, Node)> = Vec::new();
+        for id in batch.gone.keys() {
+            // Read anew: it may have been given another place by what was found.
+            let Some(node) = nodes::get(self.records.kv(), *id)? else { continue };
+            let mut depth = 0;
+            let mut above = node.parent;
+            while above != ROOT_NODE && depth < 4096 {
+                depth += 1;
+                above = nodes::get(self.records.kv(), above)?.map_or(ROOT_NODE, |n| n.parent);
+            }
+            gone.push((depth, node));
+        }
+        gone.sort_by_key(|(depth, node)| (std::cmp::Reverse(*depth), node.id));
+        for (_, node) in gone {
+            nodes::remove(self.records.kv_mut(), &node)?;
+            let Some(uid) = node.uid.filter(|uid| !claimed.contains(uid)) else { continue };
+            let seen = node.content.as_ref().map(|c| c.history.clone());
+            if let Some(parent) = self.node_uid(node.parent)? {
+                if !node.is_dir() {
+                    self.recent.insert((parent, node.name.clone()), (uid, self.now));
+                }
+            }
+            self.records.remove_from(self.now, uid, seen.as_ref())?;
+        }
+        Ok(())
+    }
+
+    /// A file whose name was taken over keeps its bytes under its new name as a thing of its own.
+    fn record_relabelled(&mut self, id: NodeId) -> Result<()> {
+        let Some(old) = nodes::get(self.records.kv(), id)? else { return Ok(()) };
+        let Some(parent) = self.node_uid(old.parent)? else { return Ok(()) };
+        let (Ok(name), Some(on_disk)) = (Name::new(old.name.clone()), old.content.clone()) else { return Ok(()) };
+        let content = Some((on_disk.value.clone(), old.stamp.mtime, None));
+        let attributes = Some((old.attributes.clone(), None));
+        let uid = self.records.add(self.now, NewThing { parent, name, directory: false, content, attributes })?;
+        let stat = Stat {
+            kind: old.kind,
+            object: old.object.clone(),
+            stamp: old.stamp,
+            mode: 0,
+            uid: 0,
+            gid: 0,
+            links: 1,
+            birth: None,
+            blocks: 0,
+            foreign: false,
+        };
+        let new = self.node_after(
+            old.id,
+            old.parent,
+            &old.name,
+            uid,
+            &stat,
+            Some(on_disk.value),
+            on_disk.provisional,
+            old.attributes.clone(),
+        )?;
+        // The UID now belongs to the node at the old name: take care not to drop that index row.
+        nodes::put(self.records.kv_mut(), Some(&old), &new)?;
+        Ok(())
+    }
+
+    /// While no versions may be issued: what differs is noted as a candidate, and partners' state is put back.
+    fn note_batch(&mut self, batch: Batch<F::Dir>) -> Result<()> {
+        self.records.begin()?;
+        for node in batch.gone.values() {
+            if let Some(uid) = node.uid {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            }
+            nodes::remove(self.records.kv_mut(), node)?;
+        }
+        for modified in batch.modified.iter().filter(|m| !m.dropped) {
+            let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { continue };
+            let mut node = old.clone();
+            node.stamp = modified.stat.stamp;
+            if let Some((value, provisional)) = &modified.content {
+                if node.content.as_ref().is_none_or(|c| c.value != *value) {
+                    node.content = Some(OnDisk {
+                        value: value.clone(),
+                        bytes: None,
+                        version: Version::default(),
+                        history: anabranch_model::Knowledge::default(),
+                        provisional: *provisional,
+                    });
+                }
+            }
+            if let Some(attributes) = &modified.attributes {
+                if node.attributes != *attributes {
+                    node.attributes = attributes.clone();
+                    node.attributes_version = Version::default();
+                }
+            }
+            nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+            if let Some(uid) = node.uid {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            }
+        }
+        self.records.commit()?;
+        self.work_at = Some(self.now);
+        // What was found beyond the database is taken up once versions may be issued again: by a scan.
+        Ok(())
+    }
+}
+
+fn found_provisional<D>(batch: &Batch<D>, at: usize) -> bool {
+    batch.found.get(at).and_then(|f| f.content.as_ref()).is_some_and(|(_, provisional)| *provisional)
+}
+
+/// Reads all tasks, on as many threads as the file system bears; results in the order of the tasks.
+pub(crate) fn read_all<F: Fs + Sync>(fs: &F, tasks: &[Task<F::Dir>]) -> Vec<Read>
+where
+    F::Dir: Send + Sync,
+{
+    let threads = fs.parallelism().min(tasks.len().div_ceil(16)).max(1);
+    if threads == 1 {
+        return tasks.iter().map(|task| read_one(fs, task)).collect();
+    }
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let mut results: Vec<(usize, Read)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut mine = Vec::new();
+                    loop {
+                        let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let Some(task) = tasks.get(at) else { return mine };
+                        mine.push((at, read_one(fs, task)));
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|w| w.join().expect("a reader does not panic")).collect()
+    });
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, read)| read).collect()
+}
+
+fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {
+    let mut read = Read { content: None, attributes: None, stat: None, in_use: false, error: None };
+    let done = (|| -> io::Result<()> {
+        if task.content && task.kind == Kind::File {
+            match hash_file(fs, &task.dir, &task.name)? {
+                Hashing::Done { content, stat, provisional } => {
+                    read.content = Some((content, provisional));
+                    read.stat = Some(stat);
+                }
+                Hashing::InUse => read.in_use = true,
+                Hashing::Gone => {}
+            }
+        } else {
+            read.stat = fs.stat(&task.dir, &task.name)?.filter(|s| s.kind == task.kind);
+            if task.content && read.stat.is_some() {
+                let target = fs.read_link(&task.dir, &task.name)?;
+                read.content = Some((Content::Symlink { target: target.into() }, false));
+            }
+        }
+        if task.attributes && read.stat.is_some() {
+            read.attributes = Some(fs.read_attributes(&task.dir, &task.name)?);
+        }
+        Ok(())
+    })();
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => read.stat = None,
+        Err(error) => read.error = Some(error),
+        Ok(()) => {}
+    }
+    read
+}
+
+/// Does a file have a block of 4 KiB of zeros?
+fn has_zeros<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<bool> {
+    let file = fs.open_file(dir, name)?;
+    let mut buffer = vec![0; 64 * 1024];
+    let mut offset = 0;
+    loop {
+        let count = fs.read_at(&file, &mut buffer, offset)?;
+        if count == 0 {
+            return Ok(false);
+        }
+        if buffer[..count].chunks(4096).any(|block| block.iter().all(|b| *b == 0)) {
+            return Ok(true);
+        }
+        offset += count as u64;
+    }
+}

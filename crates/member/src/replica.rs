@@ -1,0 +1,678 @@
+//! One replica at work: events in, actions out.
+//!
+//! A replica owns its records, its nodes and the tree below its root, and talks to its partners through actions that the
+//! caller carries out. It never waits and never looks at a clock: time comes in with every call. The real program runs
+//! it on a thread of its own, the simulator many of them in one.
+//!
+//! Work is done in bounded steps, each of which leaves the database consistent:
+//! *observe* (local changes become versions), *pull* (a partner's pass is taken in), *work* (the tree is made to show
+//! the view), *fetch* (content that the tree lacks is asked for), *serve*.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use anabranch_engine::kv::{Kv, KvError, Table};
+use anabranch_engine::{ChangeError, Records, ResolveScope};
+use anabranch_model::{ChangeNumber, FolderId, Hlc, Knowledge, ReplicaId, Uid, Version};
+use anabranch_net::message::{Acknowledgement, Envelope, Mark, Message};
+use anabranch_volume::fs::{Fs, Object};
+use anabranch_volume::watch::Hint;
+
+use crate::config::{Config, FreshIds};
+use crate::events::{Event, EventKind};
+use crate::fetch::Fetching;
+use crate::install::Ready;
+use crate::nodes::{self, NodeId, ROOT_NODE};
+use crate::tables::{self, Meta};
+
+/// A link to a partner, numbered by the caller.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
+pub struct LinkId(pub u64);
+
+/// What the partner at the other end of a link is to us.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Partner {
+    /// We pull from it.
+    Upstream,
+    /// It pulls from us.
+    Downstream,
+}
+
+/// What comes in.
+#[derive(Debug)]
+pub enum Input {
+    /// Nothing but time.
+    Time,
+    /// Directory entries that may have changed.
+    Hints(Vec<Hint>),
+    /// A link stands; for an upstream partner we begin.
+    LinkUp(LinkId, Partner),
+    /// A link is gone.
+    LinkDown(LinkId),
+    /// A partner says something.
+    Received(LinkId, Message),
+}
+
+/// What goes out.
+#[derive(Debug)]
+pub enum Output {
+    /// Say this on that link.
+    Send(LinkId, Envelope),
+    /// Close that link; it may be dialled again later.
+    Close(LinkId, String),
+    /// Something for the administrator.
+    Report(Event),
+}
+
+/// Why a replica stops altogether: its database failed, or its root is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Stop {
+    /// The metadata database.
+    #[error(transparent)]
+    Database(#[from] KvError),
+    /// The private directory in the root cannot be used.
+    #[error("cannot use {path} in the folder's root")]
+    Private {
+        /// Which part of it.
+        path: String,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The root is another directory than before.
+    #[error("the folder's root is not the directory that it was: {0}")]
+    Root(String),
+    /// The recovery policy is manual.
+    #[error("the folder was not closed properly, and its recovery policy is manual")]
+    RecoveryWaits,
+}
+
+impl From<ChangeError> for Stop {
+    fn from(error: ChangeError) -> Self {
+        match error {
+            ChangeError::Database(error) => Self::Database(error),
+            other => Self::Database(KvError::failed("record a local change", other)),
+        }
+    }
+}
+
+/// Where a replica is in its life.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Phase {
+    /// Initial sync: what lies here has no version yet (design, section 10).
+    Joining,
+    /// Normal.
+    Normal,
+    /// Under a fresh id after a rollback or copy: issues no versions until compared (design, sections 11, 12).
+    Returning,
+}
+
+impl Phase {
+    pub(crate) fn byte(self) -> u8 {
+        match self {
+            Self::Joining => 1,
+            Self::Normal => 2,
+            Self::Returning => 3,
+        }
+    }
+}
+
+/// The private directories, open.
+pub(crate) struct Private<D> {
+    pub(crate) top: D,
+    pub(crate) staging: D,
+    pub(crate) conflict: D,
+    pub(crate) pre_existing: D,
+}
+
+/// What is known of one link.
+pub(crate) struct Link {
+    pub(crate) partner: Partner,
+    /// Name and replica id, once opened.
+    pub(crate) peer: Option<(String, ReplicaId)>,
+    /// Upstream: its newest change number that we heard of.
+    pub(crate) number: ChangeNumber,
+    /// Upstream: a page was asked for. Downstream: number last pushed.
+    pub(crate) pulling: bool,
+    pub(crate) pushed: ChangeNumber,
+    /// Our knowledge as last told to an upstream partner; a downstream partner's as it told us.
+    pub(crate) told: Knowledge,
+    /// Serials of acknowledgements already told on this link.
+    pub(crate) told_serials: BTreeMap<String, u64>,
+    /// Downstream: content that it asked for and we did not hold.
+    pub(crate) refused: BTreeSet<Uid>,
+    /// Upstream: its pass waits because of a clock ahead.
+    pub(crate) ahead: bool,
+    /// Its clock minus ours, microseconds, when the link was opened.
+    pub(crate) skew: i64,
+    /// Upstream: a pass was completed on this link.
+    pub(crate) passed: bool,
+}
+
+/// Counters of what happened, for tests and figures.
+#[derive(Clone, Copy, Default, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Passes completed.
+    pub passes: u64,
+    /// Files whose content was installed.
+    pub installs: u64,
+    /// Of these, without transfer: the same content was here.
+    pub reused: u64,
+    /// Items adopted at the initial sync.
+    pub adopted: u64,
+    /// Exchanged back because somebody opened or changed the file meanwhile.
+    pub taken_back: u64,
+    /// Found in use before the exchange.
+    pub in_use: u64,
+    /// Bytes of content received.
+    pub content_received: u64,
+    /// Bytes of content sent.
+    pub content_sent: u64,
+    /// Preserved as unseen.
+    pub unseen: u64,
+    /// Intents completed or undone at start.
+    pub intents: u64,
+    /// Facets by case: old, descendant, equal, concurrent.
+    pub cases: [u64; 4],
+    /// Resolutions written.
+    pub resolutions: u64,
+}
+
+/// One replica. See the module.
+pub struct Replica<F: Fs, K: Kv> {
+    pub(crate) fs: F,
+    pub(crate) records: Records<K>,
+    pub(crate) config: Config,
+    pub(crate) fresh: FreshIds,
+    pub(crate) phase: Phase,
+    pub(crate) now: Hlc,
+    pub(crate) private: Private<F::Dir>,
+    /// Directories opened during this call; never kept longer, since people may move them out of the root.
+    pub(crate) dirs: BTreeMap<NodeId, F::Dir>,
+    pub(crate) links: BTreeMap<LinkId, Link>,
+    pub(crate) out: VecDeque<Output>,
+    /// Entries that may have changed.
+    pub(crate) changed: BTreeSet<(NodeId, Vec<u8>)>,
+    /// Directories to be compared whole; the last one first.
+    pub(crate) scan: Vec<NodeId>,
+    /// A comparison of everything is under way.
+    pub(crate) scanning: bool,
+    /// Nodes missed by a scan, to be looked for again at its end.
+    pub(crate) missing: BTreeSet<NodeId>,
+    /// Entries to look at again, and when.
+    pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
+    pub(crate) observe_at: Option<Hlc>,
+    /// Names vacated a short while ago: (parent, name) -> UID and when.
+    pub(crate) recent: BTreeMap<(Uid, Vec<u8>), (Uid, Hlc)>,
+    /// Where the walk through Todo stands, and whether it came to the end.
+    pub(crate) work_from: Vec<u8>,
+    pub(crate) walk_done: bool,
+    /// Rows of Todo to be looked at before the walk goes on.
+    pub(crate) due: BTreeSet<Vec<u8>>,
+    /// The walk stands still because the window of wanted content is full.
+    pub(crate) window_full: bool,
+    pub(crate) work_at: Option<Hlc>,
+    /// Items that wait, and until when; the cause is for `explain`.
+    pub(crate) waiting: BTreeMap<Vec<u8>, (Hlc, Waiting)>,
+    pub(crate) ready: BTreeMap<Uid, Ready>,
+    pub(crate) fetching: Fetching<F::File>,
+    /// Directories of a joining replica that are still to be compared.
+    pub(crate) adopting: Option<Vec<NodeId>>,
+    pub(crate) resolve_at: Option<Hlc>,
+    pub(crate) counters: Counters,
+    pub(crate) reported: BTreeSet<(EventKind, String)>,
+    /// While returning: which UIDs a partner was asked about.
+    pub(crate) returning_request: Option<(LinkId, Vec<Uid>)>,
+    /// What partners knew at their last complete pass.
+    pub(crate) partner_known: BTreeMap<ReplicaId, Knowledge>,
+    pub(crate) verifying: BTreeMap<LinkId, crate::serve::Comparison>,
+    pub(crate) root_lost: bool,
+    /// Something was preserved since quotas were looked at.
+    pub(crate) purge_due: bool,
+    pub(crate) last_mark: Mark,
+    pub(crate) marks: usize,
+    /// When a pass that carried a time in the future is tried again.
+    pub(crate) ahead_retry: Option<Hlc>,
+    /// The first comparison after a power cut: what looks torn is no edit.
+    pub(crate) suspect: bool,
+    /// After a power cut: no versions until a partner was heard, or this time.
+    pub(crate) hold_until: Option<Hlc>,
+}
+
+/// Why an item waits.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Waiting {
+    /// Somebody has the file open.
+    InUse,
+    /// A local change was found where it should go; it is taken up first.
+    LocalChange,
+    /// Its directory is not there yet, or not empty yet.
+    Order,
+    /// The file system refused.
+    Failed,
+    /// Its content is not here yet.
+    Content,
+}
+
+pub(crate) type Result<T> = std::result::Result<T, Stop>;
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Takes an event in. Afterwards drain [`Self::poll`], and call again with [`Input::Time`] when [`Self::deadline`]
+    /// has come.
+    ///
+    /// # Errors
+    /// [`Stop`]: this replica cannot go on and must be opened anew.
+    pub fn handle(&mut self, now: Hlc, input: Input) -> Result<()> {
+        self.now = now;
+        self.dirs.clear();
+        match input {
+            Input::Time => {}
+            Input::Hints(hints) => self.take_hints(hints)?,
+            Input::LinkUp(link, partner) => self.link_up(link, partner)?,
+            Input::LinkDown(link) => self.link_down(link),
+            Input::Received(link, message) => self.receive(link, message)?,
+        }
+        self.step()
+    }
+
+    /// The next thing to be done by the caller.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.out.pop_front()
+    }
+
+    /// When the replica wants to be called again; `None`: only when something comes in.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Hlc> {
+        let later = self.later.values().min().copied();
+        [self.observe_at, self.work_at, later, self.resolve_at, self.fetching.retry_at, self.ahead_retry]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// One bounded step of everything that is due.
+    fn step(&mut self) -> Result<()> {
+        let now = self.now;
+        if self.root_lost {
+            return self.look_for_root();
+        }
+        let due: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
+        for key in due {
+            self.later.remove(&key);
+            self.changed.insert(key);
+            self.observe_at = Some(now);
+        }
+        if self.phase != Phase::Joining && self.observe_at.is_some_and(|at| at <= now) {
+            self.observe()?;
+        }
+        if self.ahead_retry.is_some_and(|at| at <= now) {
+            self.ahead_retry = None;
+            for link in self.links.iter().filter(|(_, l)| l.ahead).map(|(id, _)| *id).collect::<Vec<_>>() {
+                self.pull(link)?;
+            }
+        }
+        if self.root_lost {
+            return Ok(());
+        }
+        if self.adopting.is_some() {
+            self.adopt()?;
+        }
+        if self.work_at.is_some_and(|at| at <= now) {
+            self.work()?;
+        }
+        self.fetch()?;
+        if self.resolve_at.is_some_and(|at| at <= now) {
+            self.resolve(ResolveScope::All)?;
+        }
+        self.acknowledge()?;
+        if self.purge_due {
+            self.purge()?;
+        }
+        self.push();
+        Ok(())
+    }
+
+    /// Closes properly: the next start finds a clean mark.
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn close(&mut self) -> Result<()> {
+        self.records.begin()?;
+        self.records.kv_mut().put(Table::Meta, Meta::CLEAN, &[1])?;
+        self.records.commit()?;
+        Ok(())
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn folder(&self) -> FolderId {
+        self.config.folder
+    }
+
+    /// The records, for listings and tests.
+    #[must_use]
+    pub fn records(&self) -> &Records<K> {
+        &self.records
+    }
+
+    /// The file system, for tests.
+    #[must_use]
+    pub fn fs(&self) -> &F {
+        &self.fs
+    }
+
+    /// Where it is in its life.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Manifest entries with numbers above `after`.
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn preserved(&self, after: u64, limit: usize) -> Result<Vec<tables::Preserved>> {
+        Ok(tables::preserved(self.records.kv(), after, limit)?)
+    }
+
+    /// Is nothing outstanding here, as far as this replica knows: no local change to look at, nothing to install?
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn settled(&self) -> Result<bool> {
+        Ok(self.changed.is_empty()
+            && self.scan.is_empty()
+            && self.later.is_empty()
+            && self.phase == Phase::Normal
+            && !self.root_lost
+            && self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty())
+    }
+
+    /// How many items are not installed here yet, at most `limit`.
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn outstanding(&self, limit: usize) -> Result<usize> {
+        Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len() + self.changed.len() + self.later.len())
+    }
+
+    /// Items that wait and why, at most `limit`: path and cause.
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn waiting_items(&self, limit: usize) -> Result<Vec<(String, Waiting)>> {
+        let mut out = Vec::new();
+        for (key, (_, why)) in self.waiting.iter().take(limit) {
+            if let tables::Work::Uid(uid) = tables::read_work(key)? {
+                out.push((self.record_path(uid)?, *why));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Is every upstream partner connected, and is nothing of it outstanding as far as it said?
+    #[must_use]
+    pub fn pulled(&self) -> bool {
+        self.links.values().filter(|l| l.partner == Partner::Upstream).all(|l| {
+            l.passed
+                && !l.pulling
+                && l.peer
+                    .as_ref()
+                    .is_some_and(|(_, id)| self.records.pass_state(*id).is_ok_and(|state| state.cursor >= l.number))
+        })
+    }
+
+    pub(crate) fn report(&mut self, kind: EventKind, detail: impl Into<String>) {
+        self.out.push_back(Output::Report(Event::new(kind, detail)));
+    }
+
+    /// Reports once for each detail while the program runs, at most 10,000 of them.
+    pub(crate) fn report_once(&mut self, kind: EventKind, detail: impl Into<String>) {
+        let detail = detail.into();
+        if self.reported.len() < 10_000 && self.reported.insert((kind, detail.clone())) {
+            self.report(kind, detail);
+        }
+    }
+
+    pub(crate) fn send(&mut self, link: LinkId, message: Message) {
+        let folder = self.config.folder;
+        self.out.push_back(Output::Send(link, Envelope { folder, message }));
+    }
+
+    /// A directory of the tree, open and compared with its node by its object (design, section 8).
+    ///
+    /// `Ok(None)`: it is not there now, or is another one than the database says: a local change that will be seen.
+    pub(crate) fn dir(&mut self, id: NodeId) -> Result<Option<F::Dir>> {
+        if let Some(dir) = self.dirs.get(&id) {
+            return Ok(Some(dir.clone()));
+        }
+        let dir = if id == ROOT_NODE {
+            self.fs.root()
+        } else if id == nodes::STAGING_NODE {
+            return Ok(Some(self.private.staging.clone()));
+        } else {
+            let Some(node) = nodes::get(self.records.kv(), id)? else { return Ok(None) };
+            let Some(parent) = self.dir(node.parent)? else { return Ok(None) };
+            let opened = self.fs.open_dir(&parent, &node.name);
+            let same = |dir: &F::Dir| self.fs.stat_dir(dir).is_ok_and(|s| s.object == node.object);
+            match opened {
+                Ok(dir) if same(&dir) => dir,
+                _ => return Ok(None),
+            }
+        };
+        self.dirs.insert(id, dir.clone());
+        Ok(Some(dir))
+    }
+
+    /// The path of a node, from the root, for people.
+    pub(crate) fn node_path(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>> {
+        let mut parts = vec![name.to_vec()];
+        let mut id = id;
+        while id != ROOT_NODE && parts.len() < 4096 {
+            let Some(node) = nodes::get(self.records.kv(), id)? else { break };
+            parts.push(node.name);
+            id = node.parent;
+        }
+        parts.reverse();
+        Ok(parts.join(&b'/'))
+    }
+
+    /// The path of a record, as its placement says, for people.
+    pub(crate) fn record_path(&self, uid: Uid) -> Result<String> {
+        let mut parts = Vec::new();
+        let mut at = uid;
+        while at != Uid::ROOT && parts.len() < 4096 {
+            let Some(record) = self.records.record(at)? else { break };
+            parts.push(record.placement.value.name.to_string());
+            at = record.placement.value.parent;
+        }
+        parts.reverse();
+        Ok(parts.join("/"))
+    }
+
+    /// The directory with this object, if the database has it.
+    pub(crate) fn dir_node(&self, object: &Object) -> Result<Option<NodeId>> {
+        Ok(nodes::by_object(self.records.kv(), object)?.into_iter().find(nodes::Node::is_dir).map(|n| n.id))
+    }
+
+    fn take_hints(&mut self, hints: Vec<Hint>) -> Result<()> {
+        for hint in hints {
+            match hint {
+                Hint::Entry { directory, name, .. } => {
+                    if let Some(node) = self.dir_node(&directory)? {
+                        if !(node == ROOT_NODE && anabranch_model::is_reserved(&name)) {
+                            let key = (node, name);
+                            self.later.remove(&key);
+                            self.changed.insert(key);
+                        }
+                    }
+                }
+                Hint::Directory { directory } => {
+                    if let Some(node) = self.dir_node(&directory)? {
+                        self.scan.push(node);
+                    }
+                }
+                Hint::Everything => {
+                    self.report(EventKind::JournalWrap, self.config.folder_name.clone());
+                    self.scan_everything();
+                }
+            }
+        }
+        if !self.changed.is_empty() || !self.scan.is_empty() {
+            let at = Hlc(self.now.0 + self.config.limits.settle);
+            self.observe_at = Some(self.observe_at.map_or(at, |before| before.min(at)));
+        }
+        Ok(())
+    }
+
+    /// Begins a comparison of the whole tree with the database.
+    pub fn scan_everything(&mut self) {
+        self.scan = vec![ROOT_NODE];
+        self.scanning = true;
+        self.observe_at = Some(self.now);
+    }
+
+    /// Puts UIDs whose view or facets changed on the list of work.
+    pub(crate) fn note_touched(&mut self) -> Result<()> {
+        let touched = self.records.drain_touched();
+        if touched.is_empty() {
+            return Ok(());
+        }
+        let many = touched.len() + self.due.len() > 10_000;
+        for uid in &touched {
+            let key = nodes::uid_key(*uid);
+            self.records.kv_mut().put(Table::Todo, &key, &[])?;
+            self.waiting.remove(&key[..]);
+            if !many {
+                self.due.insert(key.to_vec());
+            }
+        }
+        if many {
+            // The walk goes through all of them, from the start.
+            self.walk_done = false;
+            self.work_from.clear();
+        }
+        self.work_at = Some(self.now);
+        Ok(())
+    }
+
+    /// Writes down resolutions (design, section 4), in a transaction of its own.
+    pub(crate) fn resolve(&mut self, scope: ResolveScope) -> Result<()> {
+        self.resolve_at = None;
+        if self.phase != Phase::Normal {
+            return Ok(());
+        }
+        self.records.begin()?;
+        let count = self.records.resolve(self.now, scope)?;
+        self.counters.resolutions += count as u64;
+        self.note_touched()?;
+        self.commit()?;
+        if self.records.unresolved() > 0 {
+            self.resolve_at = Some(Hlc(self.now.0 + self.config.limits.resolve));
+        }
+        Ok(())
+    }
+
+    /// Commits, and keeps a mark of what was issued by then (design, section 11).
+    pub(crate) fn commit(&mut self) -> Result<()> {
+        self.put_mark()?;
+        self.records.commit()?;
+        Ok(())
+    }
+
+    /// Tells downstream partners that the change number has grown.
+    fn push(&mut self) {
+        let number = self.records.change_number();
+        let links: Vec<_> = self
+            .links
+            .iter()
+            .filter(|(_, l)| l.partner == Partner::Downstream && l.peer.is_some() && l.pushed < number)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in links {
+            if let Some(link) = self.links.get_mut(&id) {
+                link.pushed = number;
+            }
+            self.send(id, Message::Grown { number });
+        }
+    }
+
+    /// Says what is held here, once nothing is outstanding; collects tombstones that everybody acknowledged.
+    fn acknowledge(&mut self) -> Result<()> {
+        if self.phase != Phase::Normal || !self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty() {
+            return Ok(());
+        }
+        let mut known = tables::acknowledgements(self.records.kv())?;
+        let own = known.iter().find(|a| a.member == self.config.member);
+        let held = self.records.known().clone();
+        if own.is_none_or(|a| a.held != held || a.replica != self.records.replica()) {
+            let serial = own.map_or(0, |a| a.serial + 1).max(self.now.0);
+            let ack =
+                Acknowledgement { member: self.config.member.clone(), replica: self.records.replica(), serial, held };
+            self.records.begin()?;
+            tables::put_acknowledgement(self.records.kv_mut(), &ack)?;
+            known.retain(|a| a.member != ack.member);
+            known.push(ack);
+            self.collect(&known)?;
+            self.records.commit()?;
+        }
+        self.tell_acknowledgements()
+    }
+
+    /// Collects tombstones, in the transaction under way: what every member of the folder has acknowledged.
+    pub(crate) fn collect(&mut self, known: &[Acknowledgement]) -> Result<()> {
+        let mut all: Option<Knowledge> = None;
+        for member in &self.config.members {
+            let Some(ack) = known.iter().find(|a| a.member == *member) else { return Ok(()) };
+            all = Some(match all {
+                None => ack.held.clone(),
+                Some(all) => all.iter().map(|(r, s)| (r, s.min(ack.held.sequence(r)))).collect(),
+            });
+        }
+        if let Some(all) = all {
+            self.records.collect(&all, 4096)?;
+        }
+        Ok(())
+    }
+
+    /// Tells every partner what it has not been told of the members' acknowledgements.
+    pub(crate) fn tell_acknowledgements(&mut self) -> Result<()> {
+        if self.links.values().all(|l| l.peer.is_none()) {
+            return Ok(());
+        }
+        let known = tables::acknowledgements(self.records.kv())?;
+        let mut news = Vec::new();
+        for (id, link) in &mut self.links {
+            if link.peer.is_none() {
+                continue;
+            }
+            let members: Vec<_> =
+                known.iter().filter(|a| link.told_serials.get(&a.member) < Some(&a.serial)).cloned().collect();
+            for ack in &members {
+                link.told_serials.insert(ack.member.clone(), ack.serial);
+            }
+            if !members.is_empty() {
+                news.push((*id, members));
+            }
+        }
+        for (id, members) in news {
+            self.send(id, Message::Acknowledged { members });
+        }
+        Ok(())
+    }
+
+    /// A version counts unless it lies beyond the point at which its replica id was closed.
+    pub(crate) fn cap_closed(closed: &[Version], knowledge: &mut Knowledge) {
+        for version in closed {
+            knowledge.lower(version.replica, version.sequence);
+        }
+    }
+}

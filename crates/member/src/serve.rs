@@ -1,0 +1,310 @@
+//! The upstream side: content for partners, and the sums by which members prove that they are equal.
+
+use std::io;
+
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_model::{Content, Hash, Record};
+use anabranch_net::message::{MESSAGE_BYTES_MAX, Message, PIECE_BYTES_MAX, Piece, Sum, Want};
+use anabranch_volume::fs::Fs;
+
+use crate::nodes::{self, Node};
+use crate::replica::{LinkId, Replica, Result};
+
+/// Bytes of content in one answer.
+const ANSWER_BYTES: usize = 1 << 20;
+/// UIDs remembered for a partner whose content was not here.
+const REFUSED_MAX: usize = 4096;
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Answers a request for content, in the order asked.
+    pub(crate) fn serve_content(&mut self, id: LinkId, request: u64, wants: &[Want]) -> Result<()> {
+        let mut pieces: Vec<Piece> = Vec::new();
+        let (mut first, mut bytes) = (0, 0);
+        let mut open: Option<(Want, F::File, Node)> = None;
+        for (at, want) in wants.iter().enumerate() {
+            let piece = self.piece(want, &mut open)?;
+            if piece == Piece::NotHeld {
+                if let Some(link) = self.links.get_mut(&id).filter(|l| l.refused.len() < REFUSED_MAX) {
+                    link.refused.insert(want.uid);
+                }
+            }
+            if let Piece::Data(data) = &piece {
+                bytes += data.len();
+                self.counters.content_sent += data.len() as u64;
+            }
+            pieces.push(piece);
+            if bytes >= ANSWER_BYTES.min(MESSAGE_BYTES_MAX / 2) || at + 1 == wants.len() {
+                let count = pieces.len();
+                let pieces = std::mem::take(&mut pieces);
+                self.send(id, Message::Pieces { request, first: u32::try_from(first).unwrap_or(u32::MAX), pieces });
+                first += count;
+                bytes = 0;
+            }
+        }
+        Ok(())
+    }
+
+    /// One piece, read from the tree if the file there is still the recorded one.
+    fn piece(&mut self, want: &Want, open: &mut Option<(Want, F::File, Node)>) -> Result<Piece> {
+        let same = open.as_ref().is_some_and(|(last, _, _)| last.uid == want.uid && last.hash == want.hash);
+        if !same {
+            *open = self.open_content(want)?;
+        }
+        let Some((_, file, node)) = open.as_ref() else { return Ok(Piece::NotHeld) };
+        let length = u64::from(want.length.min(PIECE_BYTES_MAX));
+        if want.offset + length > node.stamp.size {
+            return Ok(Piece::NotHeld);
+        }
+        let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
+        let read = read_whole(&self.fs, file, &mut bytes, want.offset);
+        // What changed while it was read is retried, never sent as if it were the recorded content (design, section 7).
+        let unchanged = self.fs.stat_file(file).is_ok_and(|s| s.stamp == node.stamp);
+        Ok(match read {
+            Ok(true) if unchanged => Piece::Data(bytes),
+            Ok(_) => Piece::Busy,
+            Err(error) => {
+                let path = String::from_utf8_lossy(&self.node_path(node.parent, &node.name)?).into_owned();
+                self.report_once(crate::events::EventKind::CannotRead, format!("{path}: {error}"));
+                Piece::Busy
+            }
+        })
+    }
+
+    fn open_content(&mut self, want: &Want) -> Result<Option<(Want, F::File, Node)>> {
+        let own = nodes::of(self.records.kv(), want.uid)?;
+        let others = nodes::by_hash(self.records.kv(), &want.hash)?;
+        for node in own.into_iter().chain(others) {
+            let same = matches!(node.content.as_ref().map(|c| &c.value),
+                Some(Content::File { hash, .. }) if *hash == want.hash);
+            if !same {
+                continue;
+            }
+            let Some(dir) = self.dir(node.parent)? else { continue };
+            let Ok(file) = self.fs.open_file(&dir, &node.name) else { continue };
+            if self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp) {
+                return Ok(Some((want.clone(), file, node)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The sums over live held records, by bucket of UID (design, section 14).
+    fn sums(&self) -> Result<std::collections::BTreeMap<u16, Hash>> {
+        let mut sums: std::collections::BTreeMap<u16, Hash> = std::collections::BTreeMap::new();
+        self.each_live(&mut |record| {
+            let (bucket, hash) = bucket_and_hash(record);
+            add(sums.entry(bucket).or_default(), &hash);
+            Ok(())
+        })?;
+        Ok(sums)
+    }
+
+    fn each_live(&self, each: &mut dyn FnMut(&Record) -> Result<()>) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = self.records.records(after, 1024)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.uid);
+            for record in &page {
+                let held = match nodes::of(self.records.kv(), record.uid)? {
+                    Some(node) => match (&record.content, &node.content) {
+                        (Some(facet), Some(disk)) => facet.value == disk.value,
+                        (None, _) => true,
+                        _ => false,
+                    },
+                    None => self.records.shown_as(record.uid)?.is_some_and(|u| u != record.uid),
+                };
+                if held && self.records.live(record.uid)? {
+                    each(record)?;
+                }
+            }
+        }
+    }
+
+    pub(crate) fn serve_sums(&mut self, id: LinkId, request: u64) -> Result<()> {
+        let outstanding = self.outstanding(1 << 20)? as u64;
+        let sums = self.sums()?.into_iter().map(|(bucket, sum)| Sum { bucket, sum }).collect();
+        self.send(id, Message::Sums { request, outstanding, sums });
+        Ok(())
+    }
+
+    pub(crate) fn serve_bucket(&mut self, id: LinkId, request: u64, bucket: u16) -> Result<()> {
+        let rows = self.bucket(bucket)?;
+        self.send(id, Message::Bucket { request, rows });
+        Ok(())
+    }
+
+    fn bucket(&self, bucket: u16) -> Result<Vec<(anabranch_model::Uid, Hash)>> {
+        let mut rows = Vec::new();
+        self.each_live(&mut |record| {
+            let (own, hash) = bucket_and_hash(record);
+            if own == bucket {
+                rows.push((record.uid, hash));
+            }
+            Ok(())
+        })?;
+        Ok(rows)
+    }
+
+    /// Begins a comparison with every upstream partner; the answer is taken with [`Self::verify_outcome`].
+    ///
+    /// # Errors
+    /// [`crate::Stop::Database`].
+    pub fn begin_verify(&mut self) -> Result<()> {
+        let links: Vec<LinkId> = self
+            .links
+            .iter()
+            .filter(|(_, l)| l.partner == crate::replica::Partner::Upstream && l.peer.is_some())
+            .map(|(id, _)| *id)
+            .collect();
+        self.verifying.clear();
+        for id in links {
+            let Some(name) = self.links.get(&id).and_then(|l| l.peer.as_ref()).map(|(n, _)| n.clone()) else {
+                continue;
+            };
+            let comparison = Comparison { partner: name, ..Comparison::default() };
+            self.verifying.insert(id, comparison);
+            self.send(id, Message::AskSums { request: 0 });
+        }
+        Ok(())
+    }
+
+    /// What the comparison found, once every partner asked has answered; `None`: not yet.
+    #[must_use]
+    pub fn verify_outcome(&self) -> Option<Vec<Comparison>> {
+        let open = self.verifying.iter().filter(|(id, _)| self.links.contains_key(id));
+        open.clone().all(|(_, c)| c.complete).then(|| self.verifying.values().cloned().collect())
+    }
+
+    pub(crate) fn take_sums(&mut self, id: LinkId, _request: u64, outstanding: u64, theirs: Vec<Sum>) -> Result<()> {
+        if !self.verifying.contains_key(&id) {
+            return Ok(());
+        }
+        let mut own = self.sums()?;
+        let mut differ: Vec<u16> = Vec::new();
+        for sum in theirs {
+            if own.remove(&sum.bucket) != Some(sum.sum) {
+                differ.push(sum.bucket);
+            }
+        }
+        differ.extend(own.into_keys());
+        differ.sort_unstable();
+        let ask = differ.first().copied();
+        if let Some(comparison) = self.verifying.get_mut(&id) {
+            comparison.outstanding = outstanding;
+            comparison.at = self.now.0;
+            comparison.buckets = differ;
+            comparison.complete = ask.is_none();
+        }
+        if let Some(bucket) = ask {
+            self.send(id, Message::AskBucket { request: u64::from(bucket), bucket });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_bucket(
+        &mut self,
+        id: LinkId,
+        request: u64,
+        theirs: Vec<(anabranch_model::Uid, Hash)>,
+    ) -> Result<()> {
+        let Ok(bucket) = u16::try_from(request) else { return Ok(()) };
+        let mut own: std::collections::BTreeMap<_, _> = self.bucket(bucket)?.into_iter().collect();
+        let mut paths = Vec::new();
+        for (uid, hash) in theirs {
+            if own.remove(&uid) != Some(hash) {
+                paths.push(uid);
+            }
+        }
+        paths.extend(own.into_keys());
+        let mut names = Vec::new();
+        for uid in paths {
+            names.push(self.record_path(uid)?);
+        }
+        let next = match self.verifying.get_mut(&id) {
+            Some(comparison) => {
+                comparison.paths.extend(names);
+                comparison.buckets.retain(|b| *b != bucket);
+                let full = comparison.paths.len() >= 1000;
+                let next = comparison.buckets.first().copied().filter(|_| !full);
+                comparison.complete = next.is_none();
+                next
+            }
+            None => None,
+        };
+        if let Some(bucket) = next {
+            self.send(id, Message::AskBucket { request: u64::from(bucket), bucket });
+        }
+        Ok(())
+    }
+
+    /// Counts for status: live records, and items outstanding here.
+    ///
+    /// # Errors
+    /// [`crate::Stop::Database`].
+    pub fn counts(&self) -> Result<(u64, u64)> {
+        let rows = self.records.kv().range(Table::NodeUids, &[], None, usize::MAX)?.len() as u64;
+        Ok((rows, self.outstanding(1 << 20)? as u64))
+    }
+}
+
+/// What one comparison of sums found.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Comparison {
+    /// The partner.
+    pub partner: String,
+    /// Items outstanding at the partner.
+    pub outstanding: u64,
+    /// When its sums came, microseconds since 1970.
+    pub at: u64,
+    /// Paths that differ, at most about 1,000.
+    pub paths: Vec<String>,
+    /// All was compared.
+    pub complete: bool,
+    /// Buckets still to be looked into.
+    pub buckets: Vec<u16>,
+}
+
+fn read_whole<F: Fs>(fs: &F, file: &F::File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
+    let mut done = 0;
+    while done < bytes.len() {
+        let count = fs.read_at(file, &mut bytes[done..], offset + done as u64)?;
+        if count == 0 {
+            return Ok(false);
+        }
+        done += count;
+    }
+    Ok(true)
+}
+
+/// The bucket of a record and the hash over UID and the versions of its facets (design, section 14).
+pub(crate) fn bucket_and_hash(record: &Record) -> (u16, Hash) {
+    let uid = blake3::hash(&nodes::uid_key(record.uid));
+    let bucket = u16::from_be_bytes([uid.as_bytes()[0], uid.as_bytes()[1]]);
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&nodes::uid_key(record.uid));
+    hasher.update(&nodes::uid_key(anabranch_model::Uid(record.placement.written.version)));
+    for version in
+        [record.content.as_ref().map(|f| f.written.version), record.attributes.as_ref().map(|f| f.written.version)]
+    {
+        hasher.update(&[u8::from(version.is_some())]);
+        if let Some(version) = version {
+            hasher.update(&nodes::uid_key(anabranch_model::Uid(version)));
+        }
+    }
+    (bucket, *hasher.finalize().as_bytes())
+}
+
+/// Adds a 256-bit number, modulo 2^256: the order of records does not matter, and one can be taken out again.
+pub(crate) fn add(sum: &mut Hash, hash: &Hash) {
+    let mut carry = 0u16;
+    for (s, h) in sum.iter_mut().zip(hash) {
+        let total = u16::from(*s) + u16::from(*h) + carry;
+        *s = (total & 0xff) as u8;
+        carry = total >> 8;
+    }
+}

@@ -1,0 +1,534 @@
+//! Opening a replica: its private directory, its identity, and recovery after an unexpected shutdown (design, section 11).
+//!
+//! | found at start | outcome |
+//! | --- | --- |
+//! | closed properly | an ordinary comparison of the tree with the database |
+//! | the same boot id | intents are completed or undone; all other differences are people's edits |
+//! | another boot id, a file of an intent with the new content | the install is completed |
+//! | … with the old content | the install is done again |
+//! | … with any other | a local edit against what the database had there |
+//! | … another file that is empty, has runs of zeros, or an mtime in the future | a candidate: preserved, and the recorded version put back as soon as a partner gives it |
+//! | … any other difference | a local edit, given a version once one partner was heard, or after ten minutes |
+//! | another machine or file system | the database was copied: a fresh replica id, and a full comparison |
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+
+use anabranch_engine::kv::{Kv, KvError, Table};
+use anabranch_engine::{Policy, Records, Settings};
+use anabranch_model::{Content, Hlc, Knowledge};
+use anabranch_net::message::Mark;
+use anabranch_volume::fs::{FileStamp, Fs, Kind};
+use anabranch_volume::layout;
+
+use crate::config::{Config, FreshIds, RecoveryPolicy};
+use crate::events::EventKind;
+use crate::fetch::Fetching;
+use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
+use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
+use crate::tables::{self, Intent, Meta, Preserved, Reason};
+
+fn private_dir<F: Fs>(fs: &F, parent: &F::Dir, name: &[u8]) -> Result<F::Dir> {
+    let open = || match fs.open_dir(parent, name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            fs.create_dir(parent, name)?;
+            fs.sync_dir(parent)?;
+            fs.open_dir(parent, name)
+        }
+        other => other,
+    };
+    open().map_err(|source| Stop::Private { path: String::from_utf8_lossy(name).into_owned(), source })
+}
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Opens a replica over a file system and its database; makes the database if it is empty.
+    ///
+    /// # Errors
+    /// [`Stop`]: the private directory cannot be used, the root is another one, the database fails, or the recovery
+    /// policy is manual.
+    pub fn open(fs: F, kv: K, config: Config, mut fresh: FreshIds, now: Hlc, resume: bool) -> Result<Self> {
+        let root = fs.root();
+        let top = private_dir(&fs, &root, layout::PRIVATE_DIR)?;
+        let private = Private {
+            staging: private_dir(&fs, &top, layout::STAGING)?,
+            conflict: private_dir(&fs, &top, layout::CONFLICT_AND_DELETED)?,
+            pre_existing: private_dir(&fs, &top, layout::PRE_EXISTING)?,
+            top,
+        };
+        let settings = Settings {
+            policy: if config.keep_beside { Policy::KeepBeside } else { Policy::Preserve },
+            author: config.member.as_str().into(),
+            ..Settings::default()
+        };
+        let token = read_token(&fs, &private.top)?;
+        let (records, new) = match open_records(kv, &settings)? {
+            Ok(records) => (records, false),
+            Err(kv) => {
+                if let Some(expected) = &config.token {
+                    return Err(Stop::Root(format!(
+                        "its database is missing, though this member kept the folder there before (token {})",
+                        String::from_utf8_lossy(expected)
+                    )));
+                }
+                (Records::create(kv, fresh(), settings)?, true)
+            }
+        };
+        let mut replica = Self {
+            fs,
+            records,
+            config,
+            fresh,
+            phase: Phase::Normal,
+            now,
+            private,
+            dirs: BTreeMap::new(),
+            links: BTreeMap::new(),
+            out: VecDeque::new(),
+            changed: BTreeSet::new(),
+            scan: Vec::new(),
+            scanning: false,
+            missing: BTreeSet::new(),
+            later: BTreeMap::new(),
+            observe_at: None,
+            recent: BTreeMap::new(),
+            work_from: Vec::new(),
+            walk_done: false,
+            due: BTreeSet::new(),
+            window_full: false,
+            work_at: Some(now),
+            waiting: BTreeMap::new(),
+            ready: BTreeMap::new(),
+            fetching: Fetching::default(),
+            adopting: None,
+            resolve_at: None,
+            counters: Counters::default(),
+            reported: BTreeSet::new(),
+            returning_request: None,
+            partner_known: BTreeMap::new(),
+            verifying: BTreeMap::new(),
+            root_lost: false,
+            purge_due: true,
+            last_mark: Mark::default(),
+            marks: 0,
+            ahead_retry: None,
+            suspect: false,
+            hold_until: None,
+        };
+        replica.load_marks()?;
+        replica.begin_life(new, token, resume)?;
+        Ok(replica)
+    }
+
+    fn begin_life(&mut self, new: bool, token: Option<Vec<u8>>, resume: bool) -> Result<()> {
+        let kv = self.records.kv();
+        let clean = kv.get(Table::Meta, Meta::CLEAN)?.as_deref() == Some(&[1]);
+        let boot = kv.get(Table::Meta, Meta::BOOT)?;
+        let place = kv.get(Table::Meta, Meta::PLACE)?;
+        let phase = kv.get(Table::Meta, Meta::PHASE)?;
+        let own_token = kv.get(Table::Meta, Meta::TOKEN)?;
+        let alone = self.config.members.len() == 1;
+        self.phase = match phase.as_deref() {
+            Some([1]) => Phase::Joining,
+            Some([3]) => Phase::Returning,
+            Some(_) => Phase::Normal,
+            None if self.config.primary || alone => Phase::Normal,
+            None => Phase::Joining,
+        };
+        if !new && own_token.is_some() && own_token != token {
+            return Err(Stop::Root("its identity token is missing or another one".into()));
+        }
+        if !new && !clean && self.config.recovery == RecoveryPolicy::Manual && !resume {
+            self.report(EventKind::RecoveryWaits, self.config.folder_name.clone());
+            return Err(Stop::RecoveryWaits);
+        }
+        let root = self.fs.root();
+        let stat = self.fs.stat_dir(&root).map_err(|source| Stop::Private { path: "the root".into(), source })?;
+        let staging = self
+            .fs
+            .stat_dir(&self.private.staging)
+            .map_err(|source| Stop::Private { path: "staging".into(), source })?;
+        self.records.begin()?;
+        self.records.jump(self.now);
+        for (id, stat) in [(ROOT_NODE, stat), (STAGING_NODE, staging)] {
+            let old = nodes::get(self.records.kv(), id)?;
+            let node = Node {
+                id,
+                parent: ROOT_NODE,
+                name: Vec::new(),
+                uid: None,
+                kind: Kind::Directory,
+                object: stat.object,
+                stamp: stat.stamp,
+                content: None,
+                attributes_version: anabranch_model::Version::default(),
+                attributes: anabranch_model::Attributes::default(),
+            };
+            put_special(self.records.kv_mut(), old.as_ref(), &node)?;
+        }
+        if own_token.is_none() {
+            let token = match token {
+                Some(token) if new => token,
+                _ => format!("{}\n", (self.fresh)()).into_bytes(),
+            };
+            write_token(&self.fs, &self.private.top, &token)?;
+            self.records.kv_mut().put(Table::Meta, Meta::TOKEN, &token)?;
+        }
+        let kv = self.records.kv_mut();
+        kv.put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        kv.put(Table::Meta, Meta::CLEAN, &[0])?;
+        kv.put(Table::Meta, Meta::BOOT, &self.config.boot)?;
+        kv.put(Table::Meta, Meta::PLACE, &self.config.place)?;
+        self.records.commit()?;
+        if !new && !clean {
+            self.report(EventKind::UnexpectedShutdown, self.config.folder_name.clone());
+            self.recover()?;
+            self.suspect = boot.as_deref() != Some(&self.config.boot[..]);
+            if self.suspect && !alone {
+                self.hold_until = Some(Hlc(self.now.0 + self.config.limits.hold));
+            }
+            self.report(EventKind::Recovered, self.config.folder_name.clone());
+        }
+        self.clear_staging()?;
+        if !new && place.as_deref() != Some(&self.config.place[..]) {
+            self.take_fresh_id(None)?;
+        }
+        self.report(EventKind::Started, self.config.folder_name.clone());
+        if self.phase != Phase::Joining {
+            self.scan_everything();
+        }
+        Ok(())
+    }
+
+    /// The token that the root carries, for the member's own notes.
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn token(&self) -> Result<Vec<u8>> {
+        Ok(self.records.kv().get(Table::Meta, Meta::TOKEN)?.unwrap_or_default())
+    }
+
+    /// Completes or undoes what the install intents name, and confirms or drops announced manifest entries.
+    fn recover(&mut self) -> Result<()> {
+        self.records.begin()?;
+        for intent in tables::intents(self.records.kv())? {
+            self.recover_intent(&intent)?;
+            tables::drop_intent(self.records.kv_mut(), intent.uid)?;
+            self.counters.intents += 1;
+        }
+        self.recover_preserved()?;
+        let synced = self.fs.sync_all();
+        synced.map_err(|source| Stop::Private { path: "the volume".into(), source })?;
+        self.records.commit()?;
+        Ok(())
+    }
+
+    fn recover_intent(&mut self, intent: &Intent) -> Result<()> {
+        let failed = |source| Stop::Private { path: "an item of an install intent".into(), source };
+        let Some(dir) = self.dir(intent.parent)? else { return Ok(()) };
+        let here = self.fs.stat(&dir, &intent.name).map_err(failed)?;
+        let staging = self.private.staging.clone();
+        if here.as_ref().is_none_or(|s| s.object != intent.object) {
+            // Not in place: what was prepared is thrown away, and the item, still on the list of work, is done again.
+            return Ok(());
+        }
+        // In place. What it replaced is in staging still, or preserved already.
+        let out = self.fs.stat(&staging, &intent.private).map_err(failed)?;
+        if let (Some(out), Some((object, _))) = (out, &intent.replaces) {
+            if out.object == *object {
+                let name = format!("{:016x}", intent.preserved).into_bytes();
+                let to = self.private.conflict.clone();
+                self.fs.rename_new(&staging, &intent.private, &to, &name).map_err(failed)?;
+            }
+        }
+        let Some(stat) = here else { return Ok(()) };
+        let record = self.records.record(intent.uid)?;
+        let facet = record.as_ref().and_then(|r| r.content.as_ref()).filter(|f| f.written.version == intent.version);
+        let value = match facet {
+            Some(facet) => facet.value.clone(),
+            None if stat.kind == Kind::File => Content::File { size: stat.stamp.size, hash: intent.hash },
+            None => return Ok(()),
+        };
+        if let Some(other) = nodes::at(self.records.kv(), intent.parent, &intent.name)? {
+            if other.uid != Some(intent.uid) {
+                nodes::remove(self.records.kv_mut(), &other)?;
+            }
+        }
+        let before = nodes::of(self.records.kv(), intent.uid)?;
+        let attributes = self.fs.read_attributes(&dir, &intent.name).unwrap_or_default();
+        let node = Node {
+            id: match &before {
+                Some(node) => node.id,
+                None => nodes::next_id(self.records.kv())?,
+            },
+            parent: intent.parent,
+            name: intent.name.clone(),
+            uid: Some(intent.uid),
+            kind: stat.kind,
+            object: stat.object.clone(),
+            // Never equal to a real one: the comparison that follows reads the bytes.
+            stamp: FileStamp::default(),
+            content: Some(OnDisk {
+                value,
+                bytes: Some(facet.map_or(intent.version, |f| f.bytes.version)),
+                version: intent.version,
+                history: facet.map_or_else(|| Knowledge::of(intent.version), |f| f.written.history.clone()),
+                provisional: true,
+            }),
+            attributes_version: record
+                .as_ref()
+                .and_then(|r| r.attributes.as_ref())
+                .filter(|f| f.value == attributes)
+                .map_or(anabranch_model::Version::default(), |f| f.written.version),
+            attributes,
+        };
+        nodes::put(self.records.kv_mut(), before.as_ref(), &node)?;
+        Ok(())
+    }
+
+    /// Manifest entries that were announced: they count if the item is there. Items without an entry get one.
+    fn recover_preserved(&mut self) -> Result<()> {
+        let failed = |source| Stop::Private { path: "ConflictAndDeleted".into(), source };
+        let mut after = 0;
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for mut item in page.into_iter().filter(|i| i.pending) {
+                let dir = self.preserved_dir(item.reason);
+                if self.fs.stat(&dir, &item.file_name()).map_err(failed)?.is_some() {
+                    item.pending = false;
+                    tables::put_preserved(self.records.kv_mut(), &item)?;
+                } else {
+                    tables::drop_preserved(self.records.kv_mut(), item.number)?;
+                }
+            }
+        }
+        for (reason, dir) in [
+            (Reason::Differed, self.private.conflict.clone()),
+            (Reason::PreExisting, self.private.pre_existing.clone()),
+        ] {
+            for entry in self.fs.list(&dir).map_err(failed)? {
+                let number = std::str::from_utf8(&entry.name).ok().and_then(|n| u64::from_str_radix(n, 16).ok());
+                let Some(number) = number else { continue };
+                if tables::preserved_one(self.records.kv(), number)?.is_some() {
+                    continue;
+                }
+                let Some(stat) = self.fs.stat(&dir, &entry.name).map_err(failed)? else { continue };
+                let item = Preserved {
+                    number,
+                    reason,
+                    when: self.now,
+                    uid: None,
+                    version: None,
+                    replaced_by: None,
+                    path: entry.name,
+                    size: stat.stamp.size,
+                    hash: None,
+                    directory: stat.kind == Kind::Directory,
+                    pending: false,
+                };
+                tables::put_preserved(self.records.kv_mut(), &item)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn preserved_dir(&self, reason: Reason) -> F::Dir {
+        if reason == Reason::PreExisting { self.private.pre_existing.clone() } else { self.private.conflict.clone() }
+    }
+
+    /// Private files of before: none of them is in the tree, and all of them can be had again.
+    fn clear_staging(&mut self) -> Result<()> {
+        let failed = |source| Stop::Private { path: "staging".into(), source };
+        let staging = self.private.staging.clone();
+        for entry in self.fs.list(&staging).map_err(failed)? {
+            if entry.name.starts_with(b"f-") {
+                self.fs.remove_file(&staging, &entry.name).map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Is the root where it was? If not, the folder stands still, and nothing is deleted (design, section 5).
+    pub(crate) fn root_is_there(&mut self) -> Result<bool> {
+        match self.fs.root_in_place() {
+            Ok(true) => Ok(true),
+            Ok(false) | Err(_) => {
+                if !self.root_lost {
+                    self.report(EventKind::RootChanged, self.config.folder_name.clone());
+                }
+                self.root_lost = true;
+                self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+                Ok(false)
+            }
+        }
+    }
+
+    pub(crate) fn look_for_root(&mut self) -> Result<()> {
+        if self.observe_at.is_some_and(|at| at > self.now) {
+            return Ok(());
+        }
+        if self.fs.root_in_place().unwrap_or(false) {
+            self.root_lost = false;
+            self.reported.retain(|(kind, _)| *kind != EventKind::RootChanged);
+            if self.phase != Phase::Joining {
+                self.scan_everything();
+            }
+            self.work_at = Some(self.now);
+        } else {
+            self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+        }
+        Ok(())
+    }
+
+    /// Purges preserved items of the class *seen* beyond their quota, oldest first; of the class *unseen* only those
+    /// older than the minimum age (design, section 9).
+    pub(crate) fn purge(&mut self) -> Result<()> {
+        self.purge_due = false;
+        let limits = self.config.limits;
+        let mut sums = [0u64; 2];
+        let mut after = 0;
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for item in &page {
+                sums[usize::from(item.reason.unseen())] += item.size;
+            }
+        }
+        let high = |quota: u64| quota / 10 * 9;
+        let low = |quota: u64| quota / 10 * 6;
+        if sums[0] <= high(limits.seen_bytes) && sums[1] <= high(limits.unseen_bytes) {
+            return Ok(());
+        }
+        let over = [sums[0] > high(limits.seen_bytes), sums[1] > high(limits.unseen_bytes)];
+        let low = [low(limits.seen_bytes), low(limits.unseen_bytes)];
+        let mut after = 0;
+        self.records.begin()?;
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for item in page {
+                let class = usize::from(item.reason.unseen());
+                let young = class == 1 && item.when.0 + limits.unseen_age > self.now.0;
+                if !over[class] || sums[class] <= low[class] || young || item.pending || item.directory {
+                    continue;
+                }
+                let dir = self.preserved_dir(item.reason);
+                match self.fs.remove_file(&dir, &item.file_name()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        self.report_once(EventKind::CannotInstall, format!("cannot purge {}: {error}", item.number));
+                        continue;
+                    }
+                    _ => {}
+                }
+                sums[class] = sums[class].saturating_sub(item.size);
+                tables::drop_preserved(self.records.kv_mut(), item.number)?;
+                let path = String::from_utf8_lossy(&item.path).into_owned();
+                self.report(EventKind::Purged, format!("{path} ({})", item.number));
+            }
+        }
+        self.records.commit()?;
+        Ok(())
+    }
+
+    /// Puts a preserved item back into the tree, under its own path or a free name beside it; returns the path. The
+    /// tree's change is then seen as any local change.
+    ///
+    /// # Errors
+    /// [`Stop`] for the database; the inner error says why this item cannot be restored.
+    pub fn restore(&mut self, number: u64) -> Result<std::result::Result<String, String>> {
+        self.dirs.clear();
+        let Some(item) = tables::preserved_one(self.records.kv(), number)? else {
+            return Ok(Err(format!("there is no preserved item {number}")));
+        };
+        let mut parts: Vec<&[u8]> = item.path.split(|b| *b == b'/').collect();
+        let Some(name) = parts.pop().filter(|n| !n.is_empty()) else {
+            return Ok(Err("the item has no path".into()));
+        };
+        let mut dir = self.fs.root();
+        for part in &parts {
+            let opened = match self.fs.open_dir(&dir, part) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    self.fs.create_dir(&dir, part).and_then(|()| self.fs.open_dir(&dir, part))
+                }
+                other => other,
+            };
+            dir = match opened {
+                Ok(dir) => dir,
+                Err(error) => return Ok(Err(format!("{}: {error}", String::from_utf8_lossy(part)))),
+            };
+        }
+        let from = self.preserved_dir(item.reason);
+        for attempt in 0..1000 {
+            let mut target = name.to_vec();
+            if attempt > 0 {
+                target.truncate(240);
+                target.extend_from_slice(format!(".restored-{number}-{attempt}").as_bytes());
+            }
+            match self.fs.rename_new(&from, &item.file_name(), &dir, &target) {
+                Ok(()) => {
+                    let synced = self.fs.sync_dir(&dir).and_then(|()| self.fs.sync_dir(&from));
+                    synced.map_err(|source| Stop::Private { path: "a restored item".into(), source })?;
+                    self.records.begin()?;
+                    tables::drop_preserved(self.records.kv_mut(), number)?;
+                    self.records.commit()?;
+                    self.scan_everything();
+                    let path = [&parts[..], &[&target[..]]].concat().join(&b'/');
+                    return Ok(Ok(String::from_utf8_lossy(&path).into_owned()));
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Ok(Err(error.to_string())),
+            }
+        }
+        Ok(Err("no free name was found beside its path".into()))
+    }
+}
+
+/// The root and staging have a node but no name and no UID.
+fn put_special(kv: &mut impl Kv, old: Option<&Node>, node: &Node) -> std::result::Result<(), KvError> {
+    nodes::put_without_name(kv, old, node)
+}
+
+#[expect(clippy::type_complexity, reason = "either the records or the database back")]
+fn open_records<K: Kv>(kv: K, settings: &Settings) -> Result<std::result::Result<Records<K>, K>> {
+    // `open` consumes the database only if it is initialised.
+    if kv.last(Table::Meta)?.is_none() {
+        return Ok(Err(kv));
+    }
+    match Records::open(kv, settings.clone())? {
+        Some(records) => Ok(Ok(records)),
+        None => Err(Stop::Database(KvError::damaged("open", "the database holds data but no replica id"))),
+    }
+}
+
+fn read_token<F: Fs>(fs: &F, top: &F::Dir) -> Result<Option<Vec<u8>>> {
+    let failed = |source| Stop::Private { path: "the identity token".into(), source };
+    let file = match fs.open_file(top, layout::TOKEN) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    let mut bytes = vec![0; 64];
+    let count = fs.read_at(&file, &mut bytes, 0).map_err(failed)?;
+    bytes.truncate(count);
+    Ok(Some(bytes))
+}
+
+fn write_token<F: Fs>(fs: &F, top: &F::Dir, token: &[u8]) -> Result<()> {
+    let write = || {
+        match fs.remove_file(top, layout::TOKEN) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let file = fs.create_file(top, layout::TOKEN)?;
+        fs.write_at(&file, token, 0)?;
+        fs.sync_file(&file)?;
+        fs.sync_dir(top)
+    };
+    write().map_err(|source| Stop::Private { path: "the identity token".into(), source })
+}

@@ -1,0 +1,58 @@
+//! The steps of the order in the design's section 8, each of which can be left out on purpose.
+//!
+//! With the feature `mutants` the simulator breaks one at a time and must catch it; without it nothing can be broken.
+
+/// A step of an install.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    /// Data of the batch is made durable before intents and names.
+    DataDurable,
+    /// Install intents are written before names are put in place.
+    Intents,
+    /// A read lease is taken on what is to leave.
+    Lease,
+    /// Object and stamp are compared with the database under the lease.
+    Compare,
+    /// The lease is kept a millisecond.
+    GuardPause,
+    /// What came out is compared with what the database said.
+    LookAtWhatCameOut,
+    /// Names are made durable before the database says what is held.
+    NamesDurable,
+}
+
+impl Step {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::DataDurable,
+        Self::Intents,
+        Self::Lease,
+        Self::Compare,
+        Self::GuardPause,
+        Self::LookAtWhatCameOut,
+        Self::NamesDurable,
+    ];
+}
+
+#[cfg(feature = "mutants")]
+std::thread_local! {
+    static BROKEN: std::cell::Cell<Option<Step>> = const { std::cell::Cell::new(None) };
+}
+
+/// Leaves a step out, on this thread.
+#[cfg(feature = "mutants")]
+pub fn break_step(step: Option<Step>) {
+    BROKEN.set(step);
+}
+
+/// Is this step left out?
+#[cfg(feature = "mutants")]
+pub(crate) fn broken(step: Step) -> bool {
+    BROKEN.get() == Some(step)
+}
+
+/// Is this step left out? Never.
+#[cfg(not(feature = "mutants"))]
+pub(crate) const fn broken(_step: Step) -> bool {
+    false
+}

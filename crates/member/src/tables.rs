@@ -1,0 +1,340 @@
+//! The small tables of a member's database beside records and nodes.
+//!
+//! | table | key | value |
+//! | --- | --- | --- |
+//! | Meta | text | see [`Meta`] |
+//! | Todo | UID, or 0xff and a node number | - |
+//! | Intents | UID | [`Intent`] |
+//! | Preserved | number, 8 bytes | [`Preserved`] |
+//! | Partners | partner's replica id | mark: highest (8 bytes), digest |
+//! | Acknowledged | member's name | replica id, serial, knowledge |
+
+use anabranch_engine::kv::{Kv, KvError, Table};
+use anabranch_model::codec::{DecodeError, Reader, Writer};
+use anabranch_model::{Hash, Hlc, ReplicaId, Sequence, Uid, Version};
+use anabranch_net::message::{Acknowledgement, Mark};
+use anabranch_volume::fs::{FileStamp, Object};
+
+use crate::nodes::{
+    NodeId, read_knowledge, read_stamp, read_uid, read_version, uid_key, write_knowledge, write_stamp, write_version,
+};
+
+fn damaged(error: DecodeError) -> KvError {
+    KvError::damaged("read a row", error)
+}
+
+/// Keys of the table Meta that belong to the member (the engine has its own).
+pub(crate) struct Meta;
+
+impl Meta {
+    /// One byte: 1 joining, 2 normal, 3 returning (fresh id after a rollback or copy).
+    pub(crate) const PHASE: &'static [u8] = b"member.phase";
+    /// One byte: 1 closed properly.
+    pub(crate) const CLEAN: &'static [u8] = b"member.clean";
+    /// The boot id under which the database was last open.
+    pub(crate) const BOOT: &'static [u8] = b"member.boot";
+    /// Machine and file system that the database belongs to.
+    pub(crate) const PLACE: &'static [u8] = b"member.place";
+    /// The root's token, 16 bytes.
+    pub(crate) const TOKEN: &'static [u8] = b"member.token";
+    /// Closed replica ids: versions of 24 bytes.
+    pub(crate) const CLOSED: &'static [u8] = b"member.closed";
+    /// Own marks: prefix, then highest, 8 bytes big-endian.
+    pub(crate) const MARKS: &'static [u8] = b"mark.";
+}
+
+/// What the database says before an install about what it will put where (design, section 8).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Intent {
+    pub(crate) uid: Uid,
+    /// The content facet's version.
+    pub(crate) version: Version,
+    pub(crate) hash: Hash,
+    pub(crate) parent: NodeId,
+    pub(crate) name: Vec<u8>,
+    /// The private file, in staging.
+    pub(crate) private: Vec<u8>,
+    pub(crate) object: Object,
+    /// What it replaces, if anything.
+    pub(crate) replaces: Option<(Object, FileStamp)>,
+    /// The number under which what it replaces will be preserved.
+    pub(crate) preserved: u64,
+}
+
+impl Intent {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        write_version(&mut out, self.version);
+        out.raw(&self.hash);
+        out.number(self.parent.0);
+        out.bytes(&self.name);
+        out.bytes(&self.private);
+        out.bytes(&self.object.0);
+        out.number(self.preserved);
+        out.number(self.replaces.is_some().into());
+        if let Some((object, stamp)) = &self.replaces {
+            out.bytes(&object.0);
+            write_stamp(&mut out, stamp);
+        }
+        out.0
+    }
+
+    fn decode(uid: Uid, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut input = Reader(bytes);
+        Ok(Self {
+            uid,
+            version: read_version(&mut input)?,
+            hash: input.array()?,
+            parent: NodeId(input.number()?),
+            name: input.bytes(255, "a name")?.to_vec(),
+            private: input.bytes(255, "a name")?.to_vec(),
+            object: Object(input.bytes(255, "an object")?.into()),
+            preserved: input.number()?,
+            replaces: match input.number()? {
+                0 => None,
+                _ => Some((Object(input.bytes(255, "an object")?.into()), read_stamp(&mut input)?)),
+            },
+        })
+    }
+}
+
+pub(crate) fn put_intent(kv: &mut impl Kv, intent: &Intent) -> Result<(), KvError> {
+    kv.put(Table::Intents, &uid_key(intent.uid), &intent.encode())
+}
+
+pub(crate) fn drop_intent(kv: &mut impl Kv, uid: Uid) -> Result<(), KvError> {
+    kv.delete(Table::Intents, &uid_key(uid))
+}
+
+pub(crate) fn intents(kv: &impl Kv) -> Result<Vec<Intent>, KvError> {
+    let rows = kv.range(Table::Intents, &[], None, usize::MAX)?;
+    rows.into_iter().map(|(key, value)| Intent::decode(read_uid(&key)?, &value).map_err(damaged)).collect()
+}
+
+/// Why replication took something out of the tree (design, section 9).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reason {
+    /// Deleted by somebody who had seen it.
+    Deleted,
+    /// Overwritten by somebody who had seen it.
+    Overwritten,
+    /// Lost a conflict between two edits.
+    LostEdit,
+    /// Lost its name to another file.
+    LostName,
+    /// Was there before the first sync, and partners do not have it.
+    PreExisting,
+    /// Differed at the first sync or after a recovery.
+    Differed,
+}
+
+impl Reason {
+    const ALL: [Self; 6] =
+        [Self::Deleted, Self::Overwritten, Self::LostEdit, Self::LostName, Self::PreExisting, Self::Differed];
+
+    /// Is it of the class *unseen*: nobody who replaced it had seen it?
+    #[must_use]
+    pub fn unseen(self) -> bool {
+        !matches!(self, Self::Deleted | Self::Overwritten)
+    }
+
+    /// A word for listings.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Deleted => "deleted",
+            Self::Overwritten => "overwritten",
+            Self::LostEdit => "lost-edit",
+            Self::LostName => "lost-name",
+            Self::PreExisting => "pre-existing",
+            Self::Differed => "differed",
+        }
+    }
+}
+
+/// A manifest entry: something that replication took out of the tree.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Preserved {
+    /// Its number; also its file name, in hexadecimal.
+    pub number: u64,
+    /// Why.
+    pub reason: Reason,
+    /// When, microseconds since 1970.
+    pub when: Hlc,
+    /// Whose content, where it had a UID.
+    pub uid: Option<Uid>,
+    /// The version that it had.
+    pub version: Option<Version>,
+    /// The version that replaced it.
+    pub replaced_by: Option<Version>,
+    /// Path from the root, components joined by slashes.
+    pub path: Vec<u8>,
+    /// Bytes.
+    pub size: u64,
+    /// BLAKE3 of the data, where it was known.
+    pub hash: Option<Hash>,
+    /// A directory with all that is in it.
+    pub directory: bool,
+    /// Announced, not yet seen to be there: what a crash may leave.
+    pub pending: bool,
+}
+
+impl Preserved {
+    /// The name of its file in `ConflictAndDeleted` or `PreExisting`.
+    #[must_use]
+    pub fn file_name(&self) -> Vec<u8> {
+        format!("{:016x}", self.number).into_bytes()
+    }
+
+    /// The directory below `.anabranch` that it is kept in.
+    #[must_use]
+    pub fn directory_name(&self) -> &'static [u8] {
+        if self.reason == Reason::PreExisting {
+            anabranch_volume::layout::PRE_EXISTING
+        } else {
+            anabranch_volume::layout::CONFLICT_AND_DELETED
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        let reason = Reason::ALL.iter().position(|r| *r == self.reason).unwrap_or_default();
+        out.number(reason as u64);
+        out.number(self.when.0);
+        let flags = u64::from(self.uid.is_some())
+            | u64::from(self.version.is_some()) << 1
+            | u64::from(self.replaced_by.is_some()) << 2
+            | u64::from(self.hash.is_some()) << 3
+            | u64::from(self.directory) << 4
+            | u64::from(self.pending) << 5;
+        out.number(flags);
+        for version in [self.uid.map(|u| u.0), self.version, self.replaced_by].into_iter().flatten() {
+            write_version(&mut out, version);
+        }
+        if let Some(hash) = &self.hash {
+            out.raw(hash);
+        }
+        out.number(self.size);
+        out.bytes(&self.path);
+        out.0
+    }
+
+    fn decode(number: u64, bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut input = Reader(bytes);
+        let reason = usize::try_from(input.number()?).ok().and_then(|r| Reason::ALL.get(r).copied());
+        let when = Hlc(input.number()?);
+        let flags = input.number()?;
+        let mut version = |bit: u64| (flags & bit != 0).then(|| read_version(&mut input)).transpose();
+        let (uid, own, by) = (version(1)?, version(2)?, version(4)?);
+        Ok(Self {
+            number,
+            reason: reason.ok_or(DecodeError::Range("a reason"))?,
+            when,
+            uid: uid.map(Uid),
+            version: own,
+            replaced_by: by,
+            hash: if flags & 8 == 0 { None } else { Some(input.array()?) },
+            size: input.number()?,
+            path: input.bytes(1 << 16, "a path")?.to_vec(),
+            directory: flags & 16 != 0,
+            pending: flags & 32 != 0,
+        })
+    }
+}
+
+pub(crate) fn put_preserved(kv: &mut impl Kv, item: &Preserved) -> Result<(), KvError> {
+    kv.put(Table::Preserved, &item.number.to_be_bytes(), &item.encode())
+}
+
+pub(crate) fn drop_preserved(kv: &mut impl Kv, number: u64) -> Result<(), KvError> {
+    kv.delete(Table::Preserved, &number.to_be_bytes())
+}
+
+/// Manifest entries with numbers above `after`, ascending.
+///
+/// # Errors
+/// [`KvError`] when the database cannot be read.
+pub(crate) fn preserved(kv: &impl Kv, after: u64, limit: usize) -> Result<Vec<Preserved>, KvError> {
+    let rows = kv.range(Table::Preserved, &after.saturating_add(1).to_be_bytes(), None, limit)?;
+    rows.into_iter().map(|(key, value)| Preserved::decode(read_number(&key)?, &value).map_err(damaged)).collect()
+}
+
+pub(crate) fn preserved_one(kv: &impl Kv, number: u64) -> Result<Option<Preserved>, KvError> {
+    let bytes = kv.get(Table::Preserved, &number.to_be_bytes())?;
+    bytes.map(|b| Preserved::decode(number, &b).map_err(damaged)).transpose()
+}
+
+pub(crate) fn next_preserved(kv: &impl Kv) -> Result<u64, KvError> {
+    Ok(kv.last(Table::Preserved)?.map(|(key, _)| read_number(&key)).transpose()?.unwrap_or(0) + 1)
+}
+
+pub(crate) fn read_number(bytes: &[u8]) -> Result<u64, KvError> {
+    bytes.try_into().map(u64::from_be_bytes).map_err(|_| KvError::damaged("read a number", "not 8 bytes"))
+}
+
+/// The mark of a partner that it gave us last.
+pub(crate) fn partner_mark(kv: &impl Kv, replica: ReplicaId) -> Result<Mark, KvError> {
+    let Some(bytes) = kv.get(Table::Partners, &replica.0)? else { return Ok(Mark { replica, ..Mark::default() }) };
+    let mut input = Reader(&bytes);
+    let mark = (|| {
+        let highest = Sequence(u64::from_be_bytes(input.array()?));
+        Ok(Mark { replica, highest, digest: input.array()? })
+    })();
+    mark.map_err(damaged)
+}
+
+pub(crate) fn put_partner_mark(kv: &mut impl Kv, mark: &Mark) -> Result<(), KvError> {
+    let value = [&mark.highest.0.to_be_bytes()[..], &mark.digest].concat();
+    kv.put(Table::Partners, &mark.replica.0, &value)
+}
+
+pub(crate) fn put_acknowledgement(kv: &mut impl Kv, ack: &Acknowledgement) -> Result<(), KvError> {
+    let mut out = Writer::default();
+    out.raw(&ack.replica.0);
+    out.number(ack.serial);
+    write_knowledge(&mut out, &ack.held);
+    kv.put(Table::Acknowledged, ack.member.as_bytes(), &out.0)
+}
+
+pub(crate) fn acknowledgements(kv: &impl Kv) -> Result<Vec<Acknowledgement>, KvError> {
+    let rows = kv.range(Table::Acknowledged, &[], None, 4096)?;
+    let read = |key: Vec<u8>, value: Vec<u8>| {
+        let mut input = Reader(&value);
+        Ok(Acknowledgement {
+            member: String::from_utf8(key).map_err(|_| DecodeError::Text("a member's name"))?,
+            replica: ReplicaId(input.array()?),
+            serial: input.number()?,
+            held: read_knowledge(&mut input)?,
+        })
+    };
+    rows.into_iter().map(|(key, value)| read(key, value).map_err(damaged)).collect()
+}
+
+pub(crate) fn closed(kv: &impl Kv) -> Result<Vec<Version>, KvError> {
+    let bytes = kv.get(Table::Meta, Meta::CLOSED)?.unwrap_or_default();
+    bytes.chunks_exact(24).map(|c| read_uid(c).map(|u| u.0)).collect()
+}
+
+pub(crate) fn put_closed(kv: &mut impl Kv, closed: &[Version]) -> Result<(), KvError> {
+    let bytes: Vec<u8> = closed.iter().flat_map(|v| uid_key(Uid(*v))).collect();
+    kv.put(Table::Meta, Meta::CLOSED, &bytes)
+}
+
+/// The key under which a directory without UID waits to be emptied into another.
+pub(crate) fn dissolving_key(node: NodeId) -> Vec<u8> {
+    [&[0xff; 17][..], &node.0.to_be_bytes()].concat()
+}
+
+/// What a row of Todo is about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Work {
+    Uid(Uid),
+    Dissolve(NodeId),
+}
+
+pub(crate) fn read_work(key: &[u8]) -> Result<Work, KvError> {
+    if key.len() == 25 {
+        return Ok(Work::Dissolve(NodeId(read_number(key.get(17..).unwrap_or_default())?)));
+    }
+    read_uid(key).map(Work::Uid)
+}

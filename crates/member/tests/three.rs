@@ -1,0 +1,210 @@
+//! Three replicas on simulated disks, wired directly: the thin path, before the simulator's storms.
+
+use std::collections::VecDeque;
+
+use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
+use anabranch_model::{FolderId, Hlc, ReplicaId};
+use anabranch_net::message::Message;
+use anabranch_store::MemoryKv;
+use anabranch_volume::simulated::{DiskConfig, SimClock, SimFs, Tree};
+use anabranch_volume::watch::Hint;
+
+struct Member {
+    fs: SimFs,
+    replica: Replica<SimFs, MemoryKv>,
+}
+
+struct World {
+    now: u64,
+    clock: SimClock,
+    members: Vec<Member>,
+    /// (link, downstream, upstream)
+    links: Vec<(u64, usize, usize)>,
+    events: Vec<String>,
+}
+
+const START: u64 = 1_700_000_000_000_000;
+
+impl World {
+    fn new(pairs: &[(usize, usize)], prepare: impl Fn(usize, &SimFs)) -> Self {
+        let clock = SimClock::at(START as i64 * 1000);
+        let names: Vec<String> = (0..3).map(|i| format!("m{i}")).collect();
+        let members = (0..3u8)
+            .map(|i| {
+                let fs = SimFs::new(DiskConfig::default(), clock.clone(), u64::from(i) + 1);
+                prepare(usize::from(i), &fs);
+                let config = Config {
+                    folder: FolderId([7; 16]),
+                    folder_name: "web/site".into(),
+                    member: names[usize::from(i)].clone(),
+                    members: names.clone(),
+                    primary: i == 0,
+                    keep_beside: false,
+                    recovery: RecoveryPolicy::Auto,
+                    boot: b"boot".to_vec(),
+                    place: vec![i],
+                    token: None,
+                    limits: Limits::default(),
+                };
+                let mut next = 0;
+                let fresh = Box::new(move || {
+                    next += 1;
+                    ReplicaId([i * 16 + next; 16])
+                });
+                let replica = Replica::open(fs.clone(), MemoryKv::default(), config, fresh, Hlc(START), false).unwrap();
+                Member { fs, replica }
+            })
+            .collect();
+        let links = pairs.iter().enumerate().map(|(at, &(d, u))| (at as u64, d, u)).collect();
+        let mut world = Self { now: START, clock, members, links, events: Vec::new() };
+        for (link, down, up) in world.links.clone() {
+            world.give(up, Input::LinkUp(LinkId(link), Partner::Downstream));
+            world.give(down, Input::LinkUp(LinkId(link), Partner::Upstream));
+        }
+        world
+    }
+
+    fn give(&mut self, to: usize, input: Input) {
+        let mut queue = VecDeque::from([(to, input)]);
+        while let Some((to, input)) = queue.pop_front() {
+            self.members[to].replica.handle(Hlc(self.now), input).unwrap();
+            while let Some(output) = self.members[to].replica.poll() {
+                match output {
+                    Output::Send(link, envelope) => {
+                        let message: Message = envelope.message;
+                        let &(_, down, up) = self.links.iter().find(|l| l.0 == link.0).unwrap();
+                        let other = if to == down { up } else { down };
+                        queue.push_back((other, Input::Received(link, message)));
+                    }
+                    Output::Close(link, reason) => panic!("link {} closed: {reason}", link.0),
+                    Output::Report(event) => self.events.push(format!("m{to}: {event}")),
+                }
+            }
+        }
+    }
+
+    /// Runs until nothing is due within a minute.
+    fn settle(&mut self) {
+        for _ in 0..20_000 {
+            let mut quiet = true;
+            for at in 0..self.members.len() {
+                let hints: Vec<Hint> = self.members[at].fs.take_hints();
+                if !hints.is_empty() {
+                    quiet = false;
+                    self.give(at, Input::Hints(hints));
+                }
+            }
+            let due = self.members.iter().filter_map(|m| m.replica.deadline()).min();
+            match due {
+                Some(at) if at.0 <= self.now + 30_000_000 => {
+                    self.now = self.now.max(at.0) + 1;
+                    self.clock.set(self.now as i64 * 1000);
+                    for member in 0..self.members.len() {
+                        if self.members[member].replica.deadline().is_some_and(|d| d.0 <= self.now) {
+                            self.give(member, Input::Time);
+                        }
+                    }
+                }
+                _ if quiet => return,
+                _ => {}
+            }
+        }
+        panic!(
+            "does not come to rest: {:?}",
+            self.members.iter().map(|m| m.replica.waiting_items(5)).collect::<Vec<_>>()
+        );
+    }
+
+    fn equal(&mut self) {
+        self.settle();
+        let tree = brief(&self.members[0].fs.tree());
+        for (at, member) in self.members.iter().enumerate() {
+            assert_eq!(brief(&member.fs.tree()), tree, "m{at} differs from m0; events: {:#?}", self.events);
+            assert!(member.replica.settled().unwrap(), "m{at} is not settled");
+        }
+    }
+
+    fn unseen(&self) -> u64 {
+        self.members.iter().map(|m| m.replica.counters().unseen).sum()
+    }
+}
+
+/// A line for each entry; a directory's mtime triggers nothing, so it is left out.
+fn brief(tree: &Tree) -> Vec<String> {
+    tree.iter()
+        .map(|(path, entry)| {
+            let content =
+                entry.content.as_ref().map(|c| (c.bytes().len(), blake3::hash(c.bytes()).to_hex()[..8].to_owned()));
+            let mtime = content.as_ref().map(|_| entry.mtime);
+            format!("{} {:?} {content:?} {mtime:?} {:?}", path.escape_ascii(), entry.kind, entry.attributes)
+        })
+        .collect()
+}
+
+const MESH: &[(usize, usize)] = &[(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)];
+const CHAIN: &[(usize, usize)] = &[(0, 1), (1, 0), (1, 2), (2, 1)];
+
+#[test]
+fn written_edited_renamed_deleted() {
+    for links in [MESH, CHAIN] {
+        let mut w = World::new(links, |i, fs| {
+            if i == 0 {
+                fs.mkdir(b"docs").unwrap();
+                fs.write(b"docs/plan", b"one").unwrap();
+                fs.write(b"big", &vec![7; 3 << 20]).unwrap();
+            }
+        });
+        w.equal();
+        assert!(w.members[2].fs.read(b"docs/plan").is_ok());
+        w.members[1].fs.write(b"docs/plan", b"two").unwrap();
+        w.equal();
+        assert_eq!(w.members[2].fs.read(b"docs/plan").unwrap().bytes(), b"two");
+        w.members[2].fs.rename(b"docs", b"papers").unwrap();
+        w.equal();
+        assert!(w.members[0].fs.exists(b"papers/plan"));
+        assert!(!w.members[0].fs.exists(b"docs"));
+        w.members[0].fs.swap(b"papers", b"big").unwrap();
+        w.equal();
+        w.members[0].fs.remove_tree(b"big").unwrap();
+        w.equal();
+        assert!(!w.members[2].fs.exists(b"big"));
+        assert_eq!(w.unseen(), 0, "{:#?}", w.events);
+        w.members[0].fs.chmod(b"papers", 0o600).unwrap();
+        w.members[1].fs.symlink(b"link", b"papers").unwrap();
+        w.equal();
+    }
+}
+
+#[test]
+fn a_conflict_is_preserved() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"one").unwrap();
+        }
+    });
+    w.equal();
+    w.members[0].fs.write(b"plan", b"mine").unwrap();
+    w.members[1].fs.write(b"plan", b"yours").unwrap();
+    w.equal();
+    assert!(w.unseen() >= 1);
+    w.members[0].fs.write(b"new", b"mine").unwrap();
+    w.members[1].fs.write(b"new", b"yours").unwrap();
+    let before = w.unseen();
+    w.equal();
+    assert!(w.unseen() > before);
+}
+
+#[test]
+fn what_is_there_before_is_adopted_or_preserved() {
+    let mut w = World::new(MESH, |i, fs| {
+        fs.mkdir(b"docs").unwrap();
+        fs.write(b"docs/same", b"same").unwrap();
+        fs.write(b"docs/differs", format!("m{i}").as_bytes()).unwrap();
+        fs.write(format!("only-{i}").as_bytes(), b"x").unwrap();
+    });
+    w.equal();
+    assert_eq!(w.members[2].fs.read(b"docs/differs").unwrap().bytes(), b"m0");
+    assert!(!w.members[0].fs.exists(b"only-1"));
+    assert_eq!(w.unseen(), 4, "two that differ, two that only others had: {:#?}", w.events);
+    assert_eq!(w.members[1].replica.counters().content_received, 3, "`m0`, and `x` of only-0");
+}

@@ -1,0 +1,90 @@
+//! Hashing a file that people may be writing to (design, section 5).
+//!
+//! A hash is taken under a read lease that is granted and unbroken to the end, so that no write, not even one through a
+//! mapping, can fall into it. Where there are no leases it is *provisional*: only the stamps before and after say that
+//! nothing changed.
+
+use std::io;
+
+use anabranch_model::{Content, Hash};
+
+use crate::fs::{Fs, Kind, Lease, Stat};
+
+/// Bytes read at a time.
+const BUFFER_BYTES: usize = 256 * 1024;
+
+/// What came of hashing.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Hashing {
+    /// The file's content, and the stat that it belongs to.
+    Done {
+        /// Size and hash.
+        content: Content,
+        /// Taken while the bytes were the hashed ones.
+        stat: Stat,
+        /// No lease stood guard: read again at the next close event, whatever the stamp says.
+        provisional: bool,
+    },
+    /// Somebody has it open for writing, or changed it meanwhile: try again when it is closed.
+    InUse,
+    /// No regular file has this name.
+    Gone,
+}
+
+/// Hashes one file. Reads it once; holes are not read.
+///
+/// # Errors
+/// Any error of the file system but the absence of the file.
+pub fn hash_file<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<Hashing> {
+    let file = match fs.open_file(dir, name) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Hashing::Gone),
+        Err(e) => {
+            return match fs.stat(dir, name)? {
+                Some(stat) if stat.kind == Kind::File => Err(e),
+                _ => Ok(Hashing::Gone),
+            };
+        }
+    };
+    let provisional = match fs.lease(&file)? {
+        Lease::Granted => false,
+        Lease::InUse => return Ok(Hashing::InUse),
+        Lease::Unavailable => true,
+    };
+    let before = fs.stat_file(&file)?;
+    let read = read_hash(fs, &file, before.stamp.size);
+    let unbroken = provisional || fs.lease_unbroken(&file)?;
+    let after = fs.stat_file(&file)?;
+    if !provisional {
+        fs.release(&file)?;
+    }
+    let hash = read?;
+    match hash {
+        Some(hash) if unbroken && before.stamp == after.stamp => {
+            let content = Content::File { size: before.stamp.size, hash };
+            Ok(Hashing::Done { content, stat: after, provisional })
+        }
+        _ => Ok(Hashing::InUse),
+    }
+}
+
+/// Hashes `size` bytes of an open file; `None` if it is shorter.
+///
+/// # Errors
+/// Any error of the file system.
+pub fn read_hash<F: Fs>(fs: &F, file: &F::File, size: u64) -> io::Result<Option<Hash>> {
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; BUFFER_BYTES.min(usize::try_from(size).unwrap_or(BUFFER_BYTES).max(1))];
+    let mut offset = 0;
+    while offset < size {
+        let length = BUFFER_BYTES.min(usize::try_from(size - offset).unwrap_or(BUFFER_BYTES));
+        let Some(part) = buffer.get_mut(..length) else { break };
+        let count = fs.read_at(file, part, offset)?;
+        if count == 0 {
+            return Ok(None);
+        }
+        hasher.update(&part[..count]);
+        offset += count as u64;
+    }
+    Ok(Some(*hasher.finalize().as_bytes()))
+}
