@@ -77,6 +77,8 @@ events! {
     RootChanged = 2004, Error, "the folder's root is missing or is another directory than before; replication of it is stopped, nothing is deleted anywhere", "Mount or put back the directory; replication goes on by itself.";
     /// The database was damaged and set aside.
     DatabaseRebuilt = 2104, Warning, "the metadata database was damaged: it was set aside and is rebuilt from the folder", "Look at the disk; what differs from partners is preserved.";
+    /// The database cannot be used now.
+    DatabaseFailed = 2106, Error, "the metadata database cannot be used now; replication of the folder is stopped", "See the cause (often a full disk); it is tried again by itself.";
     /// Unexpected shutdown found at start.
     UnexpectedShutdown = 2212, Warning, "the folder was not closed properly; recovery begins", "Nothing to do.";
     /// Recovery waits for an order.

@@ -14,6 +14,7 @@ mod adopt;
 mod config;
 mod events;
 mod fetch;
+pub mod host;
 mod install;
 mod link;
 mod nodes;

@@ -1,0 +1,562 @@
+//! A replica in the real world: its thread, its watcher, its database file, and its links.
+//!
+//! One thread a folder owns the replica. Whatever comes in, hints, messages, orders, passes one bounded channel, so a
+//! partner that sends faster than the folder takes in is held back by its connection. The thread never waits for a
+//! partner: what goes out is queued with the link, and a link whose queue is long gets no more requests in.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anabranch_model::{Hlc, ReplicaId};
+use anabranch_net::message::Envelope;
+use anabranch_net::{Link, LinkReceiver};
+use anabranch_store::{Options as StoreOptions, SqliteKv};
+use anabranch_volume::layout;
+use anabranch_volume::linux::LinuxFs;
+use anabranch_volume::watch::{Hint, Options as WatchOptions, WatchKind, Watcher};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, watch};
+
+use crate::config::Config;
+use crate::events::{Event, EventKind};
+use crate::replica::{Input, LinkId, Output, Partner, Replica, Stop};
+
+/// The replica that the real program runs.
+pub type LinuxReplica = Replica<LinuxFs, SqliteKv>;
+
+/// Commands queued for one folder.
+const QUEUE: usize = 256;
+/// Bytes queued for a link, beyond which no more of its requests are taken in.
+const OUTBOX_BYTES: usize = 4 << 20;
+/// How long until a folder that stopped is opened again.
+const REOPEN: Duration = Duration::from_secs(1);
+/// How often everything is compared where nothing watches.
+const SCAN_EVERY: Duration = Duration::from_secs(60);
+
+type Order = Box<dyn FnOnce(&mut LinuxReplica) + Send>;
+
+enum Command {
+    Hints(Vec<Hint>),
+    LinkUp(LinkId, Partner, Outbox),
+    Received(LinkId, Box<anabranch_net::message::Message>),
+    LinkDown(LinkId),
+    Order(Order),
+    Resume,
+    Stop,
+}
+
+/// What is queued for one link.
+#[derive(Clone)]
+struct Outbox {
+    queue: mpsc::UnboundedSender<Envelope>,
+    bytes: Arc<AtomicUsize>,
+    shorter: Arc<Notify>,
+    close: Arc<Notify>,
+}
+
+/// How a folder stands.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HostStatus {
+    /// It is open and replicates.
+    pub running: bool,
+    /// Why it is not, as a chain of sentences.
+    pub error: Option<String>,
+    /// What tells of local changes: `fanotify`, `inotify` or `scan`.
+    pub watching: &'static str,
+}
+
+/// What a host needs to begin.
+pub struct HostSpec {
+    /// About the replica.
+    pub config: Config,
+    /// The folder's root.
+    pub root: PathBuf,
+    /// The database's cache, bytes.
+    pub cache_bytes: u64,
+    /// Where events go.
+    pub events: Arc<dyn Fn(&str, &Event) + Send + Sync>,
+    /// Told the token of the root once it is known.
+    pub token: Arc<dyn Fn(&[u8]) + Send + Sync>,
+}
+
+/// A folder at work. Dropping it stops the thread without closing the database properly; use [`Host::stop`].
+pub struct Host {
+    commands: mpsc::Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    status: Arc<Mutex<HostStatus>>,
+    changes: watch::Receiver<u64>,
+    links: std::sync::atomic::AtomicU64,
+    runtime: Handle,
+}
+
+impl Host {
+    /// Starts a folder's thread. Opening the folder happens there, and is tried again as long as it fails.
+    ///
+    /// # Errors
+    /// Where no thread can be had.
+    pub fn start(spec: HostSpec, runtime: Handle) -> io::Result<Self> {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let status = Arc::new(Mutex::new(HostStatus::default()));
+        let (changed, changes) = watch::channel(0);
+        let body = Body {
+            spec,
+            commands: commands.downgrade(),
+            queue,
+            status: Arc::clone(&status),
+            changed,
+            runtime: runtime.clone(),
+            links: BTreeMap::new(),
+            reported: None,
+        };
+        let thread = std::thread::Builder::new().name("folder".into()).spawn(move || body.run())?;
+        let links = std::sync::atomic::AtomicU64::new(1);
+        Ok(Self { commands, thread: Some(thread), status, changes, links, runtime })
+    }
+
+    /// How it stands.
+    #[must_use]
+    pub fn status(&self) -> HostStatus {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Counts up with every change of the tree or the records.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    /// Runs something on the replica, between two of its steps. `None`: the folder is not open now.
+    pub async fn ask<T: Send + 'static>(&self, order: impl FnOnce(&mut LinuxReplica) -> T + Send + 'static) -> Option<T> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let order: Order = Box::new(move |replica| {
+            // Whoever asked may have gone away meanwhile.
+            let _ = answer.send(order(replica));
+        });
+        self.commands.send(Command::Order(order)).await.ok()?;
+        answered.await.ok()
+    }
+
+    /// Ends the wait of the recovery policy `manual`.
+    pub async fn resume(&self) {
+        // A folder that is gone needs no resumption.
+        let _ = self.commands.send(Command::Resume).await;
+    }
+
+    /// Carries a link's messages until it ends. `first` is a message that was already read.
+    pub async fn carry(&self, link: Link, partner: Partner, first: Option<Envelope>) -> anabranch_net::Ended {
+        let id = LinkId(self.links.fetch_add(1, Ordering::Relaxed));
+        let (queue, mut queued) = mpsc::unbounded_channel::<Envelope>();
+        let outbox = Outbox {
+            queue,
+            bytes: Arc::new(AtomicUsize::new(0)),
+            shorter: Arc::new(Notify::new()),
+            close: Arc::new(Notify::new()),
+        };
+        let sender = link.sender.clone();
+        let (bytes, shorter) = (Arc::clone(&outbox.bytes), Arc::clone(&outbox.shorter));
+        let writer = self.runtime.spawn(async move {
+            while let Some(envelope) = queued.recv().await {
+                let size = weight(&envelope);
+                if sender.send(envelope).await.is_err() {
+                    break;
+                }
+                bytes.fetch_sub(size, Ordering::AcqRel);
+                shorter.notify_one();
+            }
+            // All that was queued goes out before the link is closed.
+            sender.close();
+        });
+        let close = Arc::clone(&outbox.close);
+        let (gate, shorter) = (Arc::clone(&outbox.bytes), Arc::clone(&outbox.shorter));
+        if self.commands.send(Command::LinkUp(id, partner, outbox)).await.is_ok() {
+            let Link { receiver, sender, .. } = link;
+            let read = self.read(id, receiver, first, &gate, &shorter);
+            tokio::select! {
+                () = read => {}
+                () = close.notified() => {}
+            }
+            // The folder may be gone already.
+            let _ = self.commands.send(Command::LinkDown(id)).await;
+            drop(writer);
+            let ended = tokio::time::timeout(Duration::from_secs(1), sender.ended()).await;
+            sender.abort();
+            return ended.unwrap_or(anabranch_net::Ended::Here);
+        }
+        anabranch_net::Ended::Here
+    }
+
+    async fn read(
+        &self,
+        id: LinkId,
+        mut receiver: LinkReceiver,
+        first: Option<Envelope>,
+        gate: &AtomicUsize,
+        shorter: &Notify,
+    ) {
+        let mut next = first;
+        loop {
+            let envelope = match next.take() {
+                Some(envelope) => envelope,
+                None => match receiver.recv().await {
+                    Some(Ok(envelope)) => envelope,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "a message that cannot be read");
+                        return;
+                    }
+                    None => return,
+                },
+            };
+            while gate.load(Ordering::Acquire) > OUTBOX_BYTES {
+                shorter.notified().await;
+            }
+            if self.commands.send(Command::Received(id, Box::new(envelope.message))).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Closes the folder properly and ends the thread.
+    pub async fn stop(mut self) {
+        // If the thread is gone there is nothing to stop.
+        let _ = self.commands.send(Command::Stop).await;
+        if let Some(thread) = self.thread.take() {
+            if tokio::task::spawn_blocking(move || thread.join()).await.is_err() {
+                tracing::error!("a folder's thread did not end in order");
+            }
+        }
+    }
+}
+
+/// Roughly the bytes of a message while it is queued.
+fn weight(envelope: &Envelope) -> usize {
+    use anabranch_net::message::{Message, Piece};
+    64 + match &envelope.message {
+        Message::Page(page) => page.rows.iter().chain(&page.attributes).map(|r| r.len() + 8).sum(),
+        Message::Pieces { pieces, .. } => pieces
+            .iter()
+            .map(|p| match p {
+                Piece::Data(data) => data.len() + 16,
+                Piece::NotHeld | Piece::Busy => 16,
+            })
+            .sum(),
+        Message::Fetch { wants, .. } => wants.len() * 96,
+        _ => 0,
+    }
+}
+
+/// The present, by this machine's clock.
+#[must_use]
+pub fn now() -> Hlc {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Hlc(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}
+
+/// A random replica id.
+///
+/// # Panics
+/// If the system gives no random bytes: nothing safe can be done then.
+#[must_use]
+pub fn random_id() -> ReplicaId {
+    let mut id = [0; 16];
+    getrandom::fill(&mut id).expect("the system gives random bytes");
+    ReplicaId(id)
+}
+
+/// The thread's side.
+struct Body {
+    spec: HostSpec,
+    commands: mpsc::WeakSender<Command>,
+    queue: mpsc::Receiver<Command>,
+    status: Arc<Mutex<HostStatus>>,
+    changed: watch::Sender<u64>,
+    runtime: Handle,
+    links: BTreeMap<LinkId, Outbox>,
+    reported: Option<String>,
+}
+
+/// How a life of the replica ended.
+enum Life {
+    Over,
+    Again,
+}
+
+impl Body {
+    fn run(mut self) {
+        let mut resume = false;
+        loop {
+            let result = self.open(resume);
+            resume = false;
+            let error = match result {
+                Ok((replica, watcher)) => match self.live(replica, watcher) {
+                    Ok(Life::Over) => return,
+                    Ok(Life::Again) => continue,
+                    Err(stop) => stop,
+                },
+                Err(stop) => stop,
+            };
+            let text = chain(&error);
+            if self.reported.as_deref() != Some(&text) {
+                tracing::error!(folder = self.spec.config.folder_name, error = text, "the folder stopped");
+                let kind = match &error {
+                    Stop::RecoveryWaits => EventKind::RecoveryWaits,
+                    Stop::Root(_) => EventKind::RootChanged,
+                    Stop::Private { .. } => EventKind::CannotInstall,
+                    Stop::Database(_) => EventKind::DatabaseFailed,
+                };
+                (self.spec.events)(&self.spec.config.folder_name, &Event::new(kind, text.clone()));
+                self.reported = Some(text.clone());
+            }
+            self.set(|status| {
+                status.running = false;
+                status.error = Some(text);
+            });
+            for (_, outbox) in std::mem::take(&mut self.links) {
+                outbox.close.notify_one();
+            }
+            match self.pause(matches!(error, Stop::RecoveryWaits)) {
+                Some(ordered) => resume = ordered,
+                None => return,
+            }
+        }
+    }
+
+    /// Waits a little, or for the order to resume; `None`: stop.
+    fn pause(&mut self, only_by_order: bool) -> Option<bool> {
+        let until = std::time::Instant::now() + REOPEN;
+        loop {
+            let left = until.saturating_duration_since(std::time::Instant::now());
+            let command = if only_by_order {
+                self.runtime.block_on(self.queue.recv())
+            } else if left.is_zero() {
+                return Some(false);
+            } else {
+                match self.runtime.block_on(async { tokio::time::timeout(left, self.queue.recv()).await }) {
+                    Ok(command) => command,
+                    Err(_) => return Some(false),
+                }
+            };
+            match command? {
+                Command::Stop => return None,
+                Command::Resume => return Some(true),
+                Command::LinkUp(_, _, outbox) => outbox.close.notify_one(),
+                Command::Hints(_) | Command::Received(..) | Command::LinkDown(_) | Command::Order(_) => {}
+            }
+        }
+    }
+
+    fn set(&self, change: impl FnOnce(&mut HostStatus)) {
+        change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn open(&mut self, resume: bool) -> Result<(LinuxReplica, Watcher), Stop> {
+        let root = &self.spec.root.clone();
+        let failed = |path: &Path, source| Stop::Private { path: path.display().to_string(), source };
+        let fs = LinuxFs::open(root).map_err(|e| failed(root, e))?;
+        let private = root.join(std::str::from_utf8(layout::PRIVATE_DIR).unwrap_or(".anabranch"));
+        match std::fs::DirBuilder::new().mode(0o700).create(&private) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&private, error)),
+            _ => {}
+        }
+        let path = private.join(std::str::from_utf8(layout::DATABASE).unwrap_or("database"));
+        let kv = match SqliteKv::open(&path, StoreOptions { cache_bytes: self.spec.cache_bytes }) {
+            Ok((kv, _)) => kv,
+            Err(error) if error.damaged => {
+                self.set_aside(&path).map_err(|e| failed(&path, e))?;
+                SqliteKv::open(&path, StoreOptions { cache_bytes: self.spec.cache_bytes })?.0
+            }
+            Err(error) => return Err(error.into()),
+        };
+        let (watcher, kind) = Watcher::start(&fs, WatchOptions::default()).map_err(|e| failed(root, e))?;
+        let mut config = self.spec.config.clone();
+        config.place.extend_from_slice(&place_of(root));
+        let replica = Replica::open(fs, kv, config, Box::new(random_id), now(), resume)?;
+        (self.spec.token)(&replica.token()?);
+        self.set(|status| {
+            status.watching = match kind {
+                WatchKind::Fanotify => "fanotify",
+                WatchKind::Inotify => "inotify",
+                WatchKind::ScanOnly => "scan",
+            };
+        });
+        Ok((replica, watcher))
+    }
+
+    /// A damaged database is set aside; the folder is then compared with partners as at the initial sync.
+    fn set_aside(&mut self, path: &Path) -> io::Result<()> {
+        let name = format!("database.damaged-{}", now().0);
+        for end in ["", "-wal"] {
+            let from = PathBuf::from(format!("{}{end}", path.display()));
+            match std::fs::rename(&from, path.with_file_name(format!("{name}{end}"))) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        // The token in the root stays: it is taken over by the new database. This member is no primary any more.
+        self.spec.config.token = None;
+        self.spec.config.primary = false;
+        let event = Event::new(EventKind::DatabaseRebuilt, format!("the old one is kept as {name}"));
+        (self.spec.events)(&self.spec.config.folder_name, &event);
+        Ok(())
+    }
+
+    fn live(&mut self, mut replica: LinuxReplica, watcher: Watcher) -> Result<Life, Stop> {
+        self.reported = None;
+        self.set(|status| {
+            status.running = true;
+            status.error = None;
+        });
+        let watcher = self.forward(watcher).map_err(|source| Stop::Private { path: "the watcher".into(), source })?;
+        let scan_only = self.status.lock().unwrap_or_else(PoisonError::into_inner).watching == "scan";
+        let mut scan_at = std::time::Instant::now() + SCAN_EVERY;
+        let mut seen = (replica.records().change_number(), replica.counters().installs);
+        let result = loop {
+            let due = replica.deadline().map(|at| Duration::from_micros(at.0.saturating_sub(now().0)));
+            let mut wait = due.unwrap_or(SCAN_EVERY);
+            if scan_only {
+                wait = wait.min(scan_at.saturating_duration_since(std::time::Instant::now()));
+            }
+            let command = match self.queue.try_recv() {
+                Ok(command) => Some(command),
+                Err(mpsc::error::TryRecvError::Disconnected) => break Ok(Life::Over),
+                Err(mpsc::error::TryRecvError::Empty) if wait.is_zero() => None,
+                Err(mpsc::error::TryRecvError::Empty) => {
+                    let next = self.runtime.block_on(async { tokio::time::timeout(wait, self.queue.recv()).await });
+                    match next {
+                        Ok(Some(command)) => Some(command),
+                        Ok(None) => break Ok(Life::Over),
+                        Err(_) => None,
+                    }
+                }
+            };
+            if scan_only && std::time::Instant::now() >= scan_at {
+                replica.scan_everything();
+                scan_at = std::time::Instant::now() + SCAN_EVERY;
+            }
+            let done = match command {
+                None => replica.handle(now(), Input::Time),
+                Some(Command::Hints(hints)) => replica.handle(now(), Input::Hints(hints)),
+                Some(Command::LinkUp(id, partner, outbox)) => {
+                    self.links.insert(id, outbox);
+                    replica.handle(now(), Input::LinkUp(id, partner))
+                }
+                Some(Command::Received(id, message)) => replica.handle(now(), Input::Received(id, *message)),
+                Some(Command::LinkDown(id)) => {
+                    self.links.remove(&id);
+                    replica.handle(now(), Input::LinkDown(id))
+                }
+                Some(Command::Order(order)) => {
+                    order(&mut replica);
+                    replica.handle(now(), Input::Time)
+                }
+                Some(Command::Resume) => Ok(()),
+                Some(Command::Stop) => {
+                    self.drain(&mut replica);
+                    break replica.close().map(|()| Life::Over);
+                }
+            };
+            self.drain(&mut replica);
+            if let Err(stop) = done {
+                break Err(stop);
+            }
+            let now_seen = (replica.records().change_number(), replica.counters().installs);
+            if now_seen != seen {
+                seen = now_seen;
+                self.changed.send_modify(|count| *count += 1);
+            }
+        };
+        watcher.stop();
+        result
+    }
+
+    /// Hands hints on from the watcher's channel.
+    fn forward(&self, watcher: Watcher) -> io::Result<Forwarder> {
+        let Some(commands) = self.commands.upgrade() else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().name("hints".into()).spawn(move || {
+            while !stopped.load(Ordering::Acquire) {
+                match watcher.hints().recv_timeout(Duration::from_millis(200)) {
+                    Ok(hints) => {
+                        let mut command = Command::Hints(hints);
+                        // The folder's thread may be waiting for us to end: never block on it for good.
+                        while let Err(mpsc::error::TrySendError::Full(back)) = commands.try_send(command) {
+                            if stopped.load(Ordering::Acquire) {
+                                return;
+                            }
+                            command = back;
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                    Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {}
+                    Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => return,
+                }
+            }
+            watcher.stop();
+        })?;
+        Ok(Forwarder { stop, thread })
+    }
+
+    fn drain(&mut self, replica: &mut LinuxReplica) {
+        while let Some(output) = replica.poll() {
+            match output {
+                Output::Send(id, envelope) => {
+                    if let Some(outbox) = self.links.get(&id) {
+                        outbox.bytes.fetch_add(weight(&envelope), Ordering::AcqRel);
+                        // A link that is going down takes nothing more; its end is reported by its own way.
+                        let _ = outbox.queue.send(envelope);
+                    }
+                }
+                Output::Close(id, reason) => {
+                    tracing::info!(reason, "closing a link");
+                    if let Some(outbox) = self.links.remove(&id) {
+                        outbox.close.notify_one();
+                    }
+                }
+                Output::Report(event) => (self.spec.events)(&self.spec.config.folder_name, &event),
+            }
+        }
+    }
+}
+
+struct Forwarder {
+    stop: Arc<std::sync::atomic::AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Forwarder {
+    fn stop(self) {
+        self.stop.store(true, Ordering::Release);
+        if self.thread.join().is_err() {
+            tracing::error!("the thread of the hints did not end in order");
+        }
+    }
+}
+
+/// An error and its causes, as one sentence.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let next = error.to_string();
+        if !text.contains(&next) {
+            text.push_str(": ");
+            text.push_str(&next);
+        }
+        cause = error.source();
+    }
+    text
+}
+
+/// The file system and directory that the root is: a copied database finds itself elsewhere.
+fn place_of(root: &Path) -> Vec<u8> {
+    use std::os::unix::fs::MetadataExt;
+    // Only the inode: device numbers change between boots.
+    std::fs::metadata(root).map(|m| m.ino().to_be_bytes().to_vec()).unwrap_or_default()
+}
