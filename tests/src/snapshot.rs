@@ -1,11 +1,11 @@
 //! A whole tree as a value: everything that the program carries, by path.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::fmt;
 use std::fs;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 
@@ -22,6 +22,29 @@ pub struct Item {
     pub content: Content,
     /// Extended attributes, ACLs among them.
     pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+}
+
+impl fmt::Display for Item {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { mode, owner: (user, group), mtime: (seconds, nanoseconds), content, xattrs } = self;
+        write!(f, "mode {mode:o}, owner {user}:{group}, mtime {seconds}.{nanoseconds:09}, ")?;
+        match content {
+            Content::File(size, hash) => write!(f, "{size} bytes {}", &hash.to_hex()[..16])?,
+            Content::Symlink(target) => write!(f, "link to {}", shown(target))?,
+            Content::Directory => f.write_str("directory")?,
+            Content::Other => f.write_str("neither file, link nor directory")?,
+        }
+        for (name, value) in xattrs {
+            write!(f, ", {} of {} bytes {}", shown(name), value.len(), &blake3::hash(value).to_hex()[..8])?;
+        }
+        Ok(())
+    }
+}
+
+/// Bytes as text for people: escaped, and cut where they are long.
+fn shown(bytes: &[u8]) -> String {
+    let text = bytes.escape_ascii().to_string();
+    if text.len() <= 120 { format!("\"{text}\"") } else { format!("\"{}…\" ({} bytes)", &text[..120], bytes.len()) }
 }
 
 /// What an item holds.
@@ -124,17 +147,17 @@ fn xattrs(path: &Path) -> Result<BTreeMap<Vec<u8>, Vec<u8>>> {
 pub fn explain(name_one: &str, one: &Snapshot, name_two: &str, two: &Snapshot) -> String {
     let mut lines = Vec::new();
     for (path, item) in &one.items {
-        let shown = PathBuf::from(OsString::from_vec(path.clone()));
+        let shown = shown(path);
         match two.items.get(path) {
-            None => lines.push(format!("{shown:?} only on {name_one}: {item:?}")),
+            None => lines.push(format!("{shown} only on {name_one}: {item}")),
             Some(other) if other != item => {
-                lines.push(format!("{shown:?} differs: {name_one} {item:?}, {name_two} {other:?}"));
+                lines.push(format!("{shown} differs:\n  {name_one}: {item}\n  {name_two}: {other}"));
             }
             Some(_) => {}
         }
     }
-    for path in two.items.keys().filter(|path| !one.items.contains_key(*path)) {
-        lines.push(format!("{:?} only on {name_two}", PathBuf::from(OsString::from_vec(path.clone()))));
+    for (path, item) in two.items.iter().filter(|(path, _)| !one.items.contains_key(*path)) {
+        lines.push(format!("{} only on {name_two}: {item}", shown(path)));
     }
     let count = lines.len();
     lines.truncate(20);

@@ -21,6 +21,9 @@ use report::{Outcome, Report};
 /// The profile of every build step: optimised, with debug assertions (see the root Cargo.toml).
 const PROFILE: &str = "verify";
 
+/// More seeds than any machine gets through in a run.
+const SEEDS: u64 = 1 << 40;
+
 /// How many of everything a run makes.
 pub(crate) struct Plan {
     name: &'static str,
@@ -34,15 +37,15 @@ pub(crate) struct Plan {
 
 enum Simulation {
     /// As many histories as fit.
-    Seconds(u32),
+    Minutes(u32),
     /// So many histories.
-    Histories(u32),
+    Histories(u64),
 }
 
 impl Plan {
     /// What every change must pass: under 40 minutes on two cores.
     pub(crate) fn test() -> Self {
-        Self { name: "test", whole: true, simulation: Simulation::Seconds(300), kills: 20, installs: 500, cuts: 30 }
+        Self { name: "test", whole: true, simulation: Simulation::Minutes(5), kills: 20, installs: 500, cuts: 30 }
     }
 
     /// What a release must pass: hours.
@@ -124,11 +127,12 @@ pub(crate) fn everything(root: &Path, plan: &Plan) -> Result<bool> {
 fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
     let built = target_dir(root).join(PROFILE);
     let program = |name: &str| built.join(name).display().to_string();
+    let this = env::current_exe().map_or_else(|_| "cargo-xtask".to_owned(), |path| path.display().to_string());
     let mut steps = Vec::new();
     if plan.whole {
         steps.extend([
             Step::cargo("format", "fmt --all --check"),
-            Step::cargo("repository", "xtask check"),
+            Step::new("repository", &this, "check"),
             Step::cargo("lints", &format!("clippy --workspace --all-targets --profile {PROFILE} -- -D warnings")),
             Step::cargo("documentation", &format!("doc --workspace --no-deps --profile {PROFILE}"))
                 .with("RUSTDOCFLAGS", "-D warnings"),
@@ -142,10 +146,10 @@ fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
         steps.push(Step::cargo("unit and property tests", &line));
     }
     let (amount, minutes) = match plan.simulation {
-        Simulation::Seconds(seconds) => (format!("--seconds {seconds}"), seconds / 60 + 5),
-        Simulation::Histories(histories) => (format!("--histories {histories}"), 24 * 60),
+        Simulation::Minutes(minutes) => (format!("{seed}..{} --minutes {minutes}", seed + SEEDS), minutes + 5),
+        Simulation::Histories(histories) => (format!("{seed}..{}", seed + histories), 24 * 60),
     };
-    steps.push(Step::new("simulation", &program("sim"), &format!("run {amount} --seed {seed}")).at_most(minutes));
+    steps.push(Step::new("simulation", &program("sim"), &format!("--seeds {amount} --table")).at_most(minutes));
     let line = format!("test -p e2e --profile {PROFILE} --no-fail-fast -- --show-output --test-threads 2");
     steps.push(
         Step::cargo("end to end", &line)
@@ -241,5 +245,6 @@ fn fresh_seed() -> Result<u64> {
     let mut bytes = [0; 8];
     let mut source = fs::File::open("/dev/urandom").context("open /dev/urandom")?;
     io::Read::read_exact(&mut source, &mut bytes).context("read /dev/urandom")?;
-    Ok(u64::from_le_bytes(bytes) >> 1)
+    // Short enough to be typed.
+    Ok(u64::from_le_bytes(bytes) % SEEDS)
 }
