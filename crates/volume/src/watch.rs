@@ -8,6 +8,11 @@
 //! fanotify on the file system | inotify per directory  ->  own thread: merge, wait a little  ->  bounded channel
 //! ```
 //!
+//! A hint is about a directory wherever that is now. If it cannot be found inside the folder, it may be outside for a
+//! moment and come back under its old name, and then no further hint tells of what changed in it before. So such a hint is
+//! kept by whoever reads hints, and tried again with each later batch, until the directory is found or is known to be
+//! gone. What changes while it is outside is the watcher's to tell: it hints at such directories when they come inside.
+//!
 //! When [`Watcher::start`] returns the marks are set, so that a scan begun then misses nothing.
 //!
 //! # Source

@@ -3,9 +3,9 @@
 //! Events name a directory by its file handle, which says nothing of where it is. So each directory is looked up once
 //! (opened by its handle, its path compared with the root's) and the answer kept until some directory is renamed.
 //!
-//! That the answer is of now and not of the event's time does no harm: an event in a directory that has left the folder
-//! comes with the hint of its leaving, and one in a directory that came in with the hint of its coming, after which all
-//! of it is looked at.
+//! The answer is of now and not of the event's time. So an event may be dropped because its directory is outside for the
+//! moment, though it was inside before or will be again, with the very name that it had. Therefore directories of which
+//! events were dropped are remembered, and hinted at as a whole when they are found inside.
 #![allow(unsafe_code, reason = "fanotify is not in rustix")]
 
 use std::collections::HashMap;
@@ -28,16 +28,33 @@ const MASK: u64 =
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Reads in a row, before what was read is passed on.
 const READS_MAX: usize = 256;
-/// Answers kept, of about 100 bytes.
-const ANSWERS_MAX: usize = 100_000;
+/// Verdicts kept, and directories remembered, of about 100 bytes each.
+const VERDICTS_MAX: usize = 100_000;
 
 /// A group with its mark.
 pub(super) struct Fanotify {
     fs: LinuxFs,
     group: OwnedFd,
     known: Option<Known>,
-    inside: HashMap<Box<[u8]>, bool>,
+    verdicts: HashMap<Object, Verdict>,
+    /// Directories of which events were dropped, and why.
+    dropped: HashMap<Object, Verdict>,
+    /// There were too many of them to remember.
+    forgot: bool,
+    /// Of which of the dropped ones some may be inside now, since a directory was renamed out of such a place.
+    recall: Option<Verdict>,
     buffer: Vec<u8>,
+}
+
+/// Where a directory is.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Verdict {
+    /// In the folder.
+    Inside,
+    /// In what the program keeps to itself beneath the root.
+    Reserved,
+    /// Elsewhere, or gone.
+    Outside,
 }
 
 impl Fanotify {
@@ -55,34 +72,58 @@ impl Fanotify {
             }
             _ => Err(e),
         })?;
-        Ok(Self { fs: fs.clone(), group, known, inside: HashMap::new(), buffer: vec![0; BUFFER_BYTES] })
+        Ok(Self {
+            fs: fs.clone(),
+            group,
+            known,
+            verdicts: HashMap::new(),
+            dropped: HashMap::new(),
+            forgot: false,
+            recall: None,
+            buffer: vec![0; BUFFER_BYTES],
+        })
     }
 
     fn take(&mut self, event: &Event<'_>, pending: &mut Pending) {
         if event.mask & libc::FAN_Q_OVERFLOW != 0 {
-            self.inside.clear();
+            self.verdicts.clear();
+            self.dropped.clear();
+            self.forgot = false;
             pending.everything();
             return;
         }
         let renamed = event.mask & (libc::FAN_RENAME | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO) != 0;
         let on_directory = event.mask & libc::FAN_ONDIR != 0;
         if renamed && on_directory {
-            // What is inside changed for all below it.
-            self.inside.clear();
+            // Where things are changed for all below it.
+            self.verdicts.clear();
+            // Of old kernels: where it comes from is in another event.
+            if event.mask & libc::FAN_MOVED_TO != 0 {
+                self.recall = Some(Verdict::Outside);
+            }
         }
         for place in event.places.iter().flatten() {
-            // Own staging and private files: cheapest out.
-            if is_reserved(place.name) {
-                continue;
-            }
-            if !self.is_inside(place.directory) {
-                if on_directory && (renamed || event.mask & libc::FAN_DELETE != 0) {
+            let directory = Object(place.directory.into());
+            // Private files of our own are not even looked up: cheapest out.
+            let verdict = if is_reserved(place.name) {
+                Verdict::Reserved
+            } else {
+                let verdict = self.verdict(&directory, pending);
+                if verdict != Verdict::Inside {
+                    self.drop_one(directory.clone(), verdict);
+                }
+                verdict
+            };
+            if verdict != Verdict::Inside {
+                if renamed && on_directory && place.is_old {
+                    self.recall = self.recall.max(Some(verdict));
+                }
+                if verdict == Verdict::Outside && on_directory && (renamed || event.mask & libc::FAN_DELETE != 0) {
                     // Perhaps the root, or what it stands in.
                     pending.check_root();
                 }
                 continue;
             }
-            let directory = Object(place.directory.into());
             match place.name {
                 b"" | b"." => self.itself(&directory, pending),
                 name if event.mask == libc::FAN_MODIFY => pending.written(&directory, name),
@@ -100,24 +141,63 @@ impl Fanotify {
         }
     }
 
-    fn is_inside(&mut self, directory: &[u8]) -> bool {
-        if let Some(inside) = self.inside.get(directory) {
-            return *inside;
+    fn verdict(&mut self, directory: &Object, pending: &mut Pending) -> Verdict {
+        if let Some(verdict) = self.verdicts.get(directory) {
+            return *verdict;
         }
-        let object = Object(directory.into());
-        let known = self.known.as_ref().is_some_and(|known| known(&object));
-        let inside = known
-            || match self.fs.whereabouts(&object) {
-                Whereabouts::Inside(path) => !path.split(|b| *b == b'/').any(is_reserved),
-                // Gone, and the directory that it was in has an event of that.
-                Whereabouts::Outside | Whereabouts::Gone => false,
-                Whereabouts::Unknown => true,
-            };
-        if self.inside.len() >= ANSWERS_MAX {
-            self.inside.clear();
+        let known = self.known.as_ref().is_some_and(|known| known(directory));
+        let verdict = if known { Verdict::Inside } else { self.look(directory) };
+        if verdict == Verdict::Inside && self.dropped.remove(directory).is_some() {
+            pending.directory(directory);
         }
-        self.inside.insert(object.0, inside);
-        inside
+        if self.verdicts.len() >= VERDICTS_MAX {
+            self.verdicts.clear();
+        }
+        self.verdicts.insert(directory.clone(), verdict);
+        verdict
+    }
+
+    fn look(&self, directory: &Object) -> Verdict {
+        match self.fs.whereabouts(directory) {
+            Whereabouts::Inside(path) if path.split(|b| *b == b'/').any(is_reserved) => Verdict::Reserved,
+            Whereabouts::Inside(_) | Whereabouts::Unknown => Verdict::Inside,
+            // Gone, and the directory that it was in has an event of that.
+            Whereabouts::Outside | Whereabouts::Gone => Verdict::Outside,
+        }
+    }
+
+    fn drop_one(&mut self, directory: Object, why: Verdict) {
+        if self.dropped.len() >= VERDICTS_MAX {
+            self.dropped.clear();
+            self.forgot = true;
+        }
+        self.dropped.insert(directory, why);
+    }
+
+    /// After a directory was renamed out of a place that is not inside: what was dropped in it, and below it, counts
+    /// after all if it is inside now. All dropped ones are looked at, for nothing tells which are below it.
+    ///
+    /// That no rename from one place inside to another asks for this is enough: of the directories above a dropped one,
+    /// one was renamed out of a place that is still not inside, else the dropped one would not be inside either.
+    fn recall(&mut self, pending: &mut Pending) {
+        let Some(which) = self.recall.take() else { return };
+        if which == Verdict::Outside && std::mem::take(&mut self.forgot) {
+            self.dropped.clear();
+            pending.everything();
+        }
+        let suspects: Vec<Object> =
+            self.dropped.iter().filter(|(_, why)| **why <= which).map(|(object, _)| object.clone()).collect();
+        for directory in suspects {
+            match self.look(&directory) {
+                Verdict::Inside => {
+                    self.dropped.remove(&directory);
+                    pending.directory(&directory);
+                }
+                why => {
+                    self.dropped.insert(directory, why);
+                }
+            }
+        }
     }
 }
 
@@ -144,6 +224,7 @@ impl Source for Fanotify {
                 Err(e) => return Err(e.into()),
             }
         }
+        self.recall(pending);
         Ok(())
     }
 }
@@ -176,6 +257,8 @@ struct Place<'a> {
     /// In the encoding of [`Object`].
     directory: &'a [u8],
     name: &'a [u8],
+    /// Where a renamed thing was, not where it is.
+    is_old: bool,
 }
 
 /// Takes a read apart; false if it is not made as this kernel interface makes it, and then the rest is not looked at.
@@ -215,7 +298,7 @@ fn parse(mut bytes: &[u8], mut each: impl FnMut(&Event<'_>)) -> bool {
 
 /// The places that the records of one event name; `None` if they are malformed. `scratch` holds the objects.
 fn records<'a>(mut bytes: &'a [u8], scratch: &'a mut [Vec<u8>; 2]) -> Option<[Option<Place<'a>>; 2]> {
-    let mut names: [Option<&[u8]>; 2] = [None; 2];
+    let mut names: [Option<(&[u8], bool)>; 2] = [None; 2];
     let mut count = 0;
     while let Some(header) = bytes.first_chunk::<4>() {
         let length = usize::from(u16::from_ne_bytes([header[2], header[3]]));
@@ -241,11 +324,15 @@ fn records<'a>(mut bytes: &'a [u8], scratch: &'a mut [Vec<u8>; 2]) -> Option<[Op
         scratch[count].clear();
         scratch[count].extend_from_slice(&u32::from_ne_bytes(*kind).to_le_bytes());
         scratch[count].extend_from_slice(handle);
-        names[count] = Some(name.split(|b| *b == 0).next().unwrap_or_default());
+        let name = name.split(|b| *b == 0).next().unwrap_or_default();
+        names[count] = Some((name, header[0] == libc::FAN_EVENT_INFO_TYPE_OLD_DFID_NAME));
         count += 1;
     }
     let [one, other] = scratch;
-    Some([names[0].map(|name| Place { directory: one, name }), names[1].map(|name| Place { directory: other, name })])
+    Some([
+        names[0].map(|(name, is_old)| Place { directory: one, name, is_old }),
+        names[1].map(|(name, is_old)| Place { directory: other, name, is_old }),
+    ])
 }
 
 #[cfg(test)]

@@ -1,11 +1,13 @@
 //! inotify: a watch on every directory, kept in step with the tree by its own events.
 //!
 //! A directory is watched first and enumerated then, so that what appears in it in between shows in one of the two.
-//! Events are worked through in order against a picture of the tree as it was at each event; the real tree is ahead of
-//! it. So a directory found under a name may be another one than the event meant, and the event that put it there will
-//! still come and set the picture right.
+//! Events are worked through in order, but the tree is ahead of them. So no event is taken for what is under a name now:
+//! when a directory came to a name, or left it, its parent is opened, checked to be that parent, and what is really
+//! there is hung there. The last event at each name is then the one that puts it right. Where the parent is not where
+//! the picture has it (it moved again, or is gone), that is settled when all events are read, if need be by drawing the
+//! whole picture anew.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -50,9 +52,11 @@ pub(super) struct Inotify {
     nodes: HashMap<Watch, Node>,
     root: Watch,
     above: Option<Watch>,
-    /// Directories that moved away, by cookie, until the other half of their rename comes, and whether they were here
-    /// before the last read: if so, they left the folder.
-    moved: HashMap<u32, (Watch, bool)>,
+    /// Directories that moved away and are not yet seen anywhere else, and whether that was before the last read: if
+    /// so, they left the folder.
+    moved: HashMap<Watch, bool>,
+    /// Directories that were not where the picture has them when something happened in them.
+    doubtful: BTreeSet<Watch>,
     gaps: Arc<AtomicBool>,
     buffer: Vec<MaybeUninit<u8>>,
 }
@@ -63,13 +67,14 @@ struct Node {
     parent: Watch,
     name: Box<[u8]>,
     children: BTreeMap<Box<[u8]>, Watch>,
+    /// While this was away from the picture, something below it was not taken up.
+    incomplete: bool,
 }
 
 /// An event, out of the buffer.
 struct Event {
     watch: Watch,
     what: ReadFlags,
-    cookie: u32,
     name: Option<Box<[u8]>>,
 }
 
@@ -82,8 +87,13 @@ impl Inotify {
         let instance = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK)?;
         let root = fs.root();
         let watch = inotify::add_watch(&instance, proc_path(root.as_fd()).path(), ROOT_MASK)?;
-        let node =
-            Node { object: fs.root_object().clone(), parent: watch, name: Box::default(), children: BTreeMap::new() };
+        let node = Node {
+            object: fs.root_object().clone(),
+            parent: watch,
+            name: Box::default(),
+            children: BTreeMap::new(),
+            incomplete: false,
+        };
         let above = fs.path().parent().and_then(|parent| inotify::add_watch(&instance, parent, ABOVE_MASK).ok());
         let mut source = Self {
             fs: fs.clone(),
@@ -92,10 +102,11 @@ impl Inotify {
             root: watch,
             above,
             moved: HashMap::new(),
+            doubtful: BTreeSet::new(),
             gaps,
             buffer: vec![MaybeUninit::uninit(); BUFFER_BYTES],
         };
-        source.adopt_below(watch, &root, None);
+        source.adopt(source.subdirectories(watch, &root), None);
         Ok(source)
     }
 
@@ -116,12 +127,20 @@ impl Inotify {
         } else {
             pending.entry(&node.object, name, event.what.contains(ReadFlags::CLOSE_WRITE));
         }
-        if directory && event.what.intersects(ReadFlags::MOVED_FROM | ReadFlags::DELETE) {
-            self.leave(event, name);
-        } else if directory && event.what.contains(ReadFlags::MOVED_TO) {
-            self.arrive(event, name, pending);
-        } else if directory && event.what.contains(ReadFlags::CREATE) && !node.children.contains_key(name) {
-            self.adopt(event.watch, name, Some(pending));
+        if !directory {
+            return;
+        }
+        // Of an exchange, what comes to a name is told before what leaves it.
+        if event.what.intersects(ReadFlags::MOVED_FROM | ReadFlags::MOVED_TO) {
+            let watch = event.watch;
+            if let Some(child) = self.take_off(watch, name) {
+                self.moved.insert(child, false);
+            }
+            self.look(watch, name, pending);
+        } else if event.what.contains(ReadFlags::DELETE) {
+            self.take_off(event.watch, name);
+        } else if event.what.contains(ReadFlags::CREATE) && !node.children.contains_key(name) {
+            self.look(event.watch, name, pending);
         }
     }
 
@@ -144,67 +163,79 @@ impl Inotify {
         }
     }
 
-    fn leave(&mut self, event: &Event, name: &[u8]) {
-        let child = self.nodes.get_mut(&event.watch).and_then(|node| node.children.remove(name));
-        if let Some(child) = child
-            && event.what.contains(ReadFlags::MOVED_FROM)
-        {
-            self.moved.insert(event.cookie, (child, false));
+    /// Takes what the picture has under a name off it.
+    fn take_off(&mut self, parent: Watch, name: &[u8]) -> Option<Watch> {
+        self.nodes.get_mut(&parent)?.children.remove(name)
+    }
+
+    /// Hangs the directory that is under this name now, if there is one.
+    fn look(&mut self, parent: Watch, name: &[u8], pending: &mut Pending) {
+        if is_reserved(name) {
+            return;
+        }
+        if self.mark_away(parent) {
+            return;
+        }
+        match self.open(parent) {
+            Some(dir) => self.adopt(vec![(parent, name.into(), dir)], Some(pending)),
+            None => drop(self.doubtful.insert(parent)),
         }
     }
 
-    fn arrive(&mut self, event: &Event, name: &[u8], pending: &mut Pending) {
-        // What stood here before was replaced; an exchange moves it on with events of its own.
-        let known = self.moved.remove(&event.cookie).map(|(watch, _)| watch);
-        match known {
-            Some(child) if self.nodes.contains_key(&child) && !is_reserved(name) => {
-                self.hang(child, event.watch, name);
+    /// Is this directory, or one above it, away? Then all of them are to be gone through when they are seen again.
+    fn mark_away(&mut self, watch: Watch) -> bool {
+        let away = self.away(watch);
+        for watch in &away {
+            if let Some(node) = self.nodes.get_mut(watch) {
+                node.incomplete = true;
             }
-            Some(child) if is_reserved(name) => self.unwatch(child),
-            _ => self.adopt(event.watch, name, Some(pending)),
+        }
+        !away.is_empty()
+    }
+
+    /// After all events: what is still not where the picture has it.
+    fn settle_doubts(&mut self, pending: &mut Pending) {
+        for watch in std::mem::take(&mut self.doubtful) {
+            // Gone, as an event told meanwhile.
+            if !self.nodes.contains_key(&watch) || self.mark_away(watch) {
+                continue;
+            }
+            if let Some(dir) = self.open(watch) {
+                self.adopt(self.subdirectories(watch, &dir), Some(pending));
+            } else {
+                return self.draw_anew(pending);
+            }
         }
     }
 
-    /// Puts a known directory at a place of the picture.
-    fn hang(&mut self, child: Watch, parent: Watch, name: &[u8]) {
-        let Some(node) = self.nodes.get_mut(&child) else { return };
+    /// Puts a watched directory at a place of the picture; says whether what is below it has to be gone through.
+    fn hang(&mut self, child: Watch, parent: Watch, name: &[u8]) -> bool {
+        let Some(node) = self.nodes.get_mut(&child) else { return false };
         let (old_parent, old_name) = (node.parent, std::mem::replace(&mut node.name, name.into()));
+        let incomplete = std::mem::take(&mut node.incomplete);
         node.parent = parent;
         if let Some(old) = self.nodes.get_mut(&old_parent)
             && old.children.get(&old_name) == Some(&child)
         {
             old.children.remove(&old_name);
         }
-        if let Some(new) = self.nodes.get_mut(&parent) {
-            new.children.insert(name.into(), child);
+        if let Some(new) = self.nodes.get_mut(&parent)
+            && let Some(other) = new.children.insert(name.into(), child)
+            && other != child
+        {
+            // It is somewhere else, or outside; if inside, an event of that is still to come.
+            self.moved.insert(other, false);
         }
+        self.moved.remove(&child);
+        incomplete
     }
 
-    /// Watches the directory of this name, and all below it. With `pending`, hints at all that is found.
-    fn adopt(&mut self, parent: Watch, name: &[u8], pending: Option<&mut Pending>) {
-        if is_reserved(name) {
-            return;
-        }
-        // What is not there any more has events to come.
-        let Some(dir) = self.open(parent).and_then(|dir| self.fs.open_dir(&dir, name).ok()) else { return };
-        self.adopt_all(vec![(parent, name.into(), Opened::Itself(dir))], pending);
-    }
-
-    fn adopt_below(&mut self, watch: Watch, dir: &LinuxDir, pending: Option<&mut Pending>) {
-        let work = self.subdirectories(watch, dir);
-        self.adopt_all(work, pending);
-    }
-
-    fn adopt_all(&mut self, mut work: Vec<(Watch, Box<[u8]>, Opened)>, mut pending: Option<&mut Pending>) {
-        while let Some((parent, name, opened)) = work.pop() {
-            let dir = match opened {
-                Opened::Itself(dir) => dir,
-                // A mount, another subvolume, or gone since.
-                Opened::Parent(dir) => match self.fs.open_dir(&dir, &name) {
-                    Ok(dir) => dir,
-                    Err(_) => continue,
-                },
-            };
+    /// Watches directories (a name in an open parent), and all that is below those that were not watched before. With
+    /// `pending`, hints at all that is found.
+    fn adopt(&mut self, mut work: Vec<(Watch, Box<[u8]>, LinuxDir)>, mut pending: Option<&mut Pending>) {
+        while let Some((parent, name, dir)) = work.pop() {
+            // A mount, another subvolume, or gone: then events of that are to come.
+            let Ok(dir) = self.fs.open_dir(&dir, &name) else { continue };
             let Ok(stat) = self.fs.stat_dir(&dir) else { continue };
             let watch = match inotify::add_watch(&self.instance, proc_path(dir.as_fd()).path(), MASK) {
                 Ok(watch) => watch,
@@ -214,31 +245,53 @@ impl Inotify {
                     continue;
                 }
             };
-            self.moved.retain(|_, (moved, _)| *moved != watch);
-            if let std::collections::hash_map::Entry::Vacant(vacant) = self.nodes.entry(watch) {
-                let object = stat.object.clone();
-                vacant.insert(Node { object, parent, name: name.clone(), children: BTreeMap::new() });
+            let new = !self.nodes.contains_key(&watch);
+            if new {
+                let (name, object, children) = (name.clone(), stat.object.clone(), BTreeMap::new());
+                self.nodes.insert(watch, Node { object, parent, name, children, incomplete: false });
+                if let Some(pending) = pending.as_deref_mut() {
+                    pending.directory(&stat.object);
+                }
             }
-            self.hang(watch, parent, &name);
-            if let Some(pending) = pending.as_deref_mut() {
-                pending.directory(&stat.object);
+            if self.hang(watch, parent, &name) || new {
+                work.append(&mut self.subdirectories(watch, &dir));
             }
-            work.append(&mut self.subdirectories(watch, &dir));
         }
     }
 
     /// The directories in a directory, to be watched. One that is missed for being renamed meanwhile has an event.
-    fn subdirectories(&self, watch: Watch, dir: &LinuxDir) -> Vec<(Watch, Box<[u8]>, Opened)> {
+    fn subdirectories(&self, watch: Watch, dir: &LinuxDir) -> Vec<(Watch, Box<[u8]>, LinuxDir)> {
         // Where it cannot be enumerated a scan cannot either, and says so.
         let entries = self.fs.list_once(dir).unwrap_or_default();
         entries
             .into_iter()
             .filter(|e| matches!(e.kind, Some(Kind::Directory) | None) && !is_reserved(&e.name))
-            .map(|e| (watch, e.name.into(), Opened::Parent(dir.clone())))
+            .map(|e| (watch, e.name.into(), dir.clone()))
             .collect()
     }
 
-    /// Opens a watched directory by its place in the picture.
+    /// This directory and those above it up to the topmost that moved away and is not seen elsewhere; none if it hangs
+    /// from the root.
+    fn away(&self, watch: Watch) -> Vec<Watch> {
+        let (mut path, mut away, mut at) = (Vec::new(), 0, watch);
+        while at != self.root {
+            let Some(node) = self.nodes.get(&at) else { break };
+            path.push(at);
+            if self.nodes.get(&node.parent).and_then(|parent| parent.children.get(&node.name)) != Some(&at) {
+                away = path.len();
+            }
+            at = node.parent;
+            // More steps than directories: two moves crossed, and the picture is for now a ring.
+            if path.len() > self.nodes.len() {
+                away = path.len();
+                break;
+            }
+        }
+        path.truncate(away);
+        path
+    }
+
+    /// Opens a watched directory by its place in the picture; `None` if it is not there.
     fn open(&self, watch: Watch) -> Option<LinuxDir> {
         let mut names = Vec::new();
         let mut at = watch;
@@ -246,7 +299,6 @@ impl Inotify {
             let node = self.nodes.get(&at)?;
             names.push(&node.name);
             at = node.parent;
-            // More steps than directories: two moves crossed, and the picture is for now a ring.
             if names.len() > self.nodes.len() {
                 return None;
             }
@@ -255,7 +307,8 @@ impl Inotify {
         for name in names.into_iter().rev() {
             dir = self.fs.open_dir(&dir, name).ok()?;
         }
-        Some(dir)
+        let found = self.fs.stat_dir(&dir).ok()?.object;
+        (found == self.nodes.get(&watch)?.object).then_some(dir)
     }
 
     /// Takes back the watches of a directory that left the folder, and of all below it.
@@ -287,18 +340,25 @@ impl Inotify {
     fn start_again(&mut self, pending: &mut Pending) {
         pending.everything();
         pending.check_root();
+        self.draw_anew(pending);
+    }
+
+    /// Goes through the whole tree. What is newly watched is hinted at.
+    fn draw_anew(&mut self, pending: &mut Pending) {
+        self.doubtful.clear();
         self.moved.clear();
-        let old: Vec<Watch> = self.nodes.keys().copied().filter(|w| *w != self.root).collect();
-        if let Some(root) = self.nodes.get_mut(&self.root) {
-            root.children.clear();
+        for node in self.nodes.values_mut() {
+            node.children.clear();
+            // Whatever is found is gone through.
+            node.incomplete = true;
         }
-        self.nodes.retain(|watch, _| *watch == self.root);
-        self.adopt_below(self.root, &self.fs.root(), None);
-        for watch in old {
-            if !self.nodes.contains_key(&watch) {
-                // It fails where the directory is gone.
-                let _ = inotify::remove_watch(&self.instance, watch);
-            }
+        self.adopt(self.subdirectories(self.root, &self.fs.root()), Some(pending));
+        let lost: Vec<Watch> = self.nodes.keys().copied().filter(|w| !self.away(*w).is_empty()).collect();
+        for watch in lost {
+            self.unwatch(watch);
+        }
+        if let Some(root) = self.nodes.get_mut(&self.root) {
+            root.incomplete = false;
         }
     }
 
@@ -312,25 +372,15 @@ impl Inotify {
         }
     }
 
-    /// What moved away before the last read, and did not come back in this one, left the folder.
+    /// What moved away before the last read, and was not seen in this one, left the folder.
     fn settle_moves(&mut self) {
-        let mut left = Vec::new();
-        self.moved.retain(|_, (watch, before)| {
-            if *before {
-                left.push(*watch);
-            }
-            !std::mem::replace(before, true)
-        });
+        let left: Vec<Watch> = self.moved.iter().filter(|(_, before)| **before).map(|(watch, _)| *watch).collect();
+        self.moved.values_mut().for_each(|before| *before = true);
         for watch in left {
+            self.moved.remove(&watch);
             self.unwatch(watch);
         }
     }
-}
-
-/// How a directory to be watched is reached: a parent's descriptor is shared by all that wait below it.
-enum Opened {
-    Itself(LinuxDir),
-    Parent(LinuxDir),
 }
 
 impl Source for Inotify {
@@ -342,7 +392,10 @@ impl Source for Inotify {
         let mut done = 0;
         while done < EVENTS_MAX {
             let events = match read_once(&self.instance, &mut self.buffer) {
-                Err(Errno::AGAIN) => break,
+                Err(Errno::AGAIN) => {
+                    self.settle_doubts(pending);
+                    break;
+                }
                 other => other?,
             };
             done += events.len();
@@ -367,7 +420,6 @@ fn read_once(instance: &OwnedFd, buffer: &mut [MaybeUninit<u8>]) -> rustix::io::
         events.push(Event {
             watch: event.wd(),
             what: event.events(),
-            cookie: event.cookie(),
             name: event.file_name().map(|name| name.to_bytes().into()),
         });
         if reader.is_buffer_empty() {

@@ -1,6 +1,6 @@
 //! A reader of hints that keeps a picture of the tree by them alone, and somebody who changes the tree wildly.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -15,12 +15,14 @@ type Names = BTreeMap<Vec<u8>, Stat>;
 pub(crate) struct Mirror {
     fs: LinuxFs,
     directories: HashMap<Object, Names>,
+    /// Hinted at, and not found inside then.
+    missing: BTreeSet<Object>,
 }
 
 impl Mirror {
     /// Scans.
     pub(crate) fn new(fs: LinuxFs) -> Self {
-        let mut mirror = Self { fs, directories: HashMap::new() };
+        let mut mirror = Self { fs, directories: HashMap::new(), missing: BTreeSet::new() };
         mirror.rescan();
         mirror
     }
@@ -34,18 +36,22 @@ impl Mirror {
         for hint in batch {
             match hint {
                 Hint::Everything => self.rescan(),
-                Hint::Directory { directory } => {
-                    if let Some(dir) = self.find(directory) {
-                        self.scan(&dir);
-                    }
-                }
-                Hint::Entry { directory, name, .. } => {
-                    if self.directories.contains_key(directory)
-                        && let Some(dir) = self.find(directory)
-                    {
-                        self.look(directory, &dir, name);
-                    }
-                }
+                Hint::Directory { directory } => match self.find(directory) {
+                    Some(dir) => self.scan(&dir),
+                    None => drop(self.missing.insert(directory.clone())),
+                },
+                Hint::Entry { directory, name, .. } => match self.find(directory) {
+                    // What is not known yet is about to be, by a hint of where it is.
+                    Some(dir) if self.directories.contains_key(directory) => self.look(directory, &dir, name),
+                    Some(_) => {}
+                    None => drop(self.missing.insert(directory.clone())),
+                },
+            }
+        }
+        for directory in std::mem::take(&mut self.missing) {
+            match self.find(&directory) {
+                Some(dir) => self.scan(&dir),
+                None => drop(self.missing.insert(directory)),
             }
         }
     }
