@@ -108,7 +108,7 @@ fn expect_path_refused(member: &Member, path: &str, words: &[&str]) -> Result<()
     let mut wanted = vec![path];
     wanted.extend(words);
     member.ask(&["folder", "create", "web/other", "--primary", &member.name, "--path", &at])?.refused(2, &wanted)?;
-    let listed = member.run(&["folder", "list", "--json"])?;
+    let listed = member.run(&["status", "--json"])?;
     ensure!(!listed.contains("web/other"), "a refused folder is listed: {listed}");
     Ok(())
 }

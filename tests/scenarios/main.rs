@@ -6,6 +6,7 @@ mod basics;
 mod conflicts;
 mod contention;
 mod demonstration;
+mod faces;
 mod fidelity;
 mod kills;
 mod one_writer;

@@ -248,3 +248,36 @@ fn fresh_seed() -> Result<u64> {
     // Short enough to be typed.
     Ok(u64::from_le_bytes(bytes) % SEEDS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome_of(script: &str, limit: Duration) -> String {
+        let logs = env::temp_dir().join(format!("xtask-run-{}", std::process::id()));
+        fs::create_dir_all(&logs).unwrap();
+        let mut step = Step::new("step", "sh", "-c");
+        step.arguments.push(script.to_owned());
+        step.limit = limit;
+        let mut report = Report::default();
+        report.add(step.name, run(&logs, &logs, &step).unwrap());
+        format!("{} {report}", report.passed())
+    }
+
+    #[test]
+    fn a_step_is_judged_by_its_exit_code_and_its_output_counted() {
+        let minute = Duration::from_secs(60);
+        let good =
+            outcome_of("echo 'test result: ok. 3 passed; 0 failed; 1 ignored'; echo skipped: no moon >&2", minute);
+        assert!(good.starts_with("true"), "{good}");
+        assert!(good.contains("3 passed, 0 failed, 1 ignored") && good.contains("skipped: no moon"), "{good}");
+        let bad = outcome_of("echo 'test result: ok. 3 passed; 0 failed; 0 ignored'; exit 7", minute);
+        assert!(bad.starts_with("false") && bad.contains("exit status: 7"), "{bad}");
+    }
+
+    #[test]
+    fn a_step_that_hangs_is_ended_at_its_limit() {
+        let hung = outcome_of("exec sleep 600", Duration::from_millis(100));
+        assert!(hung.starts_with("false") && hung.contains("not done after"), "{hung}");
+    }
+}

@@ -13,6 +13,8 @@ pub(crate) struct Outcome {
     ignored: u64,
     /// (test, reason) of what was skipped within it.
     skips: Vec<(String, String)>,
+    /// Lines that the summary repeats: what the simulator got through.
+    notes: Vec<String>,
     /// Why it failed.
     failure: Option<String>,
     /// Why it did not run at all.
@@ -49,6 +51,9 @@ impl Outcome {
             self.quiet = false;
             self.test.clear();
             return true;
+        }
+        if text.contains(" histories from seed ") || text.starts_with("never occurred:") {
+            self.notes.push(text.to_owned());
         }
         match text {
             "successes:" => self.quiet = true,
@@ -112,6 +117,11 @@ impl fmt::Display for Report {
         for (name, outcome) in &self.steps {
             if let Some(reason) = &outcome.failure {
                 writeln!(f, "FAILED: {name}: {reason}")?;
+            }
+        }
+        for (name, outcome) in &self.steps {
+            for note in &outcome.notes {
+                writeln!(f, "{name}: {note}")?;
             }
         }
         let mut nothing = true;
