@@ -116,7 +116,7 @@ pub(crate) fn everything(root: &Path, plan: &Plan) -> Result<bool> {
     fs::create_dir_all(&logs).with_context(|| format!("make {}", logs.display()))?;
     let mut report = Report::default();
     for step in steps(root, plan, seed) {
-        let outcome = run(root, &logs, &step)?;
+        let outcome = run(root, &logs, &step, &mut io::stdout())?;
         report.add(step.name, outcome);
     }
     say(&report.to_string());
@@ -164,12 +164,12 @@ fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
 }
 
 /// Runs one step, showing its output as it comes (that of passed tests only in the log).
-fn run(root: &Path, logs: &Path, step: &Step) -> Result<Outcome> {
+fn run(root: &Path, logs: &Path, step: &Step, screen: &mut dyn io::Write) -> Result<Outcome> {
     if let Some(reason) = &step.skip {
-        say(&format!("== {}: skipped: {reason}", step.name));
+        show(screen, &format!("== {}: skipped: {reason}", step.name));
         return Ok(Outcome::skipped(reason));
     }
-    say(&format!("== {}: {} {}", step.name, short(&step.program), step.arguments.join(" ")));
+    show(screen, &format!("== {}: {} {}", step.name, short(&step.program), step.arguments.join(" ")));
     let begun = Instant::now();
     let (reader, writer) = io::pipe().context("make a pipe")?;
     let mut command = Command::new(&step.program);
@@ -196,7 +196,7 @@ fn run(root: &Path, logs: &Path, step: &Step) -> Result<Outcome> {
             Ok(line) => {
                 writeln!(log, "{line}").context("write a log")?;
                 if outcome.take_in(&line) {
-                    say(&line);
+                    show(screen, &line);
                 }
             }
             Err(RecvTimeoutError::Disconnected) => break,
@@ -224,9 +224,14 @@ fn short(program: &str) -> &str {
     program.rsplit('/').next().unwrap_or(program)
 }
 
-/// Writes to standard output; a closed pipe is not an error.
+/// Writes to standard output.
 fn say(text: &str) {
-    let _ = writeln!(io::stdout(), "{text}");
+    show(&mut io::stdout(), text);
+}
+
+/// Writes a line; a closed pipe is not an error.
+fn show(screen: &mut dyn io::Write, text: &str) {
+    let _ = writeln!(screen, "{text}");
 }
 
 fn target_dir(root: &Path) -> std::path::PathBuf {
@@ -260,7 +265,7 @@ mod tests {
         step.arguments.push(script.to_owned());
         step.limit = limit;
         let mut report = Report::default();
-        report.add(step.name, run(&logs, &logs, &step).unwrap());
+        report.add(step.name, run(&logs, &logs, &step, &mut io::sink()).unwrap());
         format!("{} {report}", report.passed())
     }
 
