@@ -86,8 +86,8 @@ impl AtRest {
 }
 
 impl Oracle {
-    /// A user did this.
-    pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed) {
+    /// A user did this. `elsewhere` says whether a content is on any other disk.
+    pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed, elsewhere: &dyn Fn(&Thing) -> bool) {
         match deed {
             Deed::Finished { content, .. } => {
                 let fate = self.fates.entry(content).or_default();
@@ -102,6 +102,11 @@ impl Oracle {
                 let fate = self.fates.entry(content).or_default();
                 fate.ended.push((member, now));
                 fate.handled.insert(member);
+            }
+            Deed::Damaged { before, after } => {
+                self.disturbed = Some(now);
+                self.fates.entry(after).or_default();
+                self.take(&before, elsewhere);
             }
         }
     }
@@ -137,9 +142,21 @@ impl Oracle {
         out
     }
 
-    /// A member's disk went back to an image: these contents are not on it any more.
-    pub(crate) fn rolled_back(&mut self, now: u64, gone: &[Thing], elsewhere: &dyn Fn(&Thing) -> bool) {
+    /// A member's disk went back to an image: what is on it now, and what is not any more. What somebody had only half
+    /// written when the image was taken will never be finished, and is there all the same.
+    pub(crate) fn rolled_back(
+        &mut self,
+        now: u64,
+        there: &BTreeSet<Thing>,
+        gone: &[Thing],
+        elsewhere: &dyn Fn(&Thing) -> bool,
+    ) {
         self.disturbed = Some(now);
+        for content in there {
+            if !self.fates.contains_key(content) {
+                self.fates.insert(content.clone(), Fate::default());
+            }
+        }
         gone.iter().for_each(|content| self.take(content, elsewhere));
     }
 

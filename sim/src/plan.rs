@@ -57,12 +57,12 @@ pub(crate) enum Trouble {
 impl Trouble {
     /// All, and how often each comes in a hundred histories.
     pub(crate) const RATES: [(Self, u64); 18] = [
-        (Self::PowerCut, 120),
+        (Self::PowerCut, 200),
         (Self::Kill, 70),
         (Self::Restart, 30),
-        (Self::Partition, 120),
+        (Self::Partition, 150),
         (Self::OneWayCut, 50),
-        (Self::BrokenPass, 130),
+        (Self::BrokenPass, 250),
         (Self::BrokenLink, 80),
         (Self::SlowLink, 50),
         (Self::Faults, 100),

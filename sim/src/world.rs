@@ -510,7 +510,7 @@ impl<'a> World<'a> {
         let gone: Vec<Thing> = before.difference(&after).cloned().collect();
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
         let others = self.disks_but(number);
-        self.oracle.rolled_back(self.now, &gone, &|content| on_any(&others, content));
+        self.oracle.rolled_back(self.now, &after, &gone, &|content| on_any(&others, content));
         self.look_at(number);
         self.back_later(number);
     }
@@ -687,9 +687,12 @@ impl<'a> World<'a> {
         for content in handled {
             self.oracle.handled(number, content);
         }
-        for deed in deeds {
-            self.trace.mark(number as u64);
-            self.oracle.deed(number, self.now, deed);
+        if !deeds.is_empty() {
+            let others = self.disks_but(number);
+            for deed in deeds {
+                self.trace.mark(number as u64);
+                self.oracle.deed(number, self.now, deed, &|content| on_any(&others, content));
+            }
         }
         if let Some(next) = next {
             self.at(next, Event::Program { member: number });

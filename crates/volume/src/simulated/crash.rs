@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::disk::{BENEATH, BLOCK, Data, Disk, Facts, NameChange, ROOT};
-use super::{Rng, SimFs, Thing};
+use super::{Deed, Rng, SimFs, Thing};
 use crate::fs::Kind;
 
 /// What a power cut did to the disk.
@@ -104,10 +104,15 @@ impl Disk {
     pub(super) fn fail_sync(&mut self, number: u64) {
         let (drop, evict) = (self.rng.chance(1, 2), self.rng.chance(1, 2));
         let Ok(inode) = self.inode_mut(number) else { return };
-        if drop && inode.dirty && inode.kind == Kind::File {
-            inode.lost = true;
-            if evict {
-                inode.now.data = Arc::clone(&inode.durable.data);
+        if !drop || !inode.dirty || inode.kind != Kind::File {
+            return;
+        }
+        inode.lost = true;
+        if evict && inode.now.data != inode.durable.data {
+            let before = Thing::of(inode);
+            inode.now.data = Arc::clone(&inode.durable.data);
+            if let (true, Some(before), Some(after)) = (inode.by_user, before, Thing::of(inode)) {
+                self.deeds.push(Deed::Damaged { before, after });
             }
         }
     }

@@ -86,6 +86,13 @@ pub enum Deed {
         /// What was there.
         content: Thing,
     },
+    /// Nobody did this: a sync failed, and the kernel dropped what a user had written.
+    Damaged {
+        /// What he had written.
+        before: Thing,
+        /// What is there now.
+        after: Thing,
+    },
 }
 
 /// How a user opens a file for writing. A file that is not there is made, but for `Update`.
