@@ -1,1 +1,253 @@
-fn main() {}
+//! The program: command line and daemon wiring, nothing else.
+//!
+//! Standard output carries data, standard error talk. Exit codes: 0 done; 1 done, and the answer is no; 2 usage or
+//! configuration; 3 operation failed; 4 bug (style guide, section 11).
+
+mod api;
+mod commands;
+mod daemon;
+mod demo;
+mod filehash;
+mod invitations;
+mod journal;
+mod local;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Multi-master folder replication for Linux file servers.
+#[derive(Parser)]
+#[command(name = "anabranch", version, arg_required_else_help = true)]
+struct Cli {
+    /// Local state of this member.
+    #[arg(long, global = true, env = "ANABRANCH_DATA", default_value = "/var/lib/anabranch", value_name = "DIR")]
+    data: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Make a domain with this machine as its first member.
+    Init {
+        /// This member's name.
+        #[arg(long)]
+        name: String,
+        /// Where it listens for partners.
+        #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7400")]
+        listen: SocketAddr,
+        /// Beneath which directories the domain may keep folders here (repeatable).
+        #[arg(long, value_name = "DIR", default_value = "/srv")]
+        root: Vec<PathBuf>,
+    },
+    /// Run the daemon, in the foreground.
+    Serve,
+    /// Print a one-time invitation for a further member.
+    Invite {
+        /// The name that the new member must take.
+        #[arg(long)]
+        name: Option<String>,
+        /// How long it can be redeemed, such as 30s, 15m or 1h.
+        #[arg(long, default_value = "1h", value_parser = commands::duration)]
+        valid: std::time::Duration,
+    },
+    /// Join a domain with an invitation.
+    Join {
+        /// What `anabranch invite` printed.
+        invitation: String,
+        /// This member's name.
+        #[arg(long)]
+        name: String,
+        /// Where it listens for partners.
+        #[arg(long, value_name = "ADDR:PORT", default_value = "0.0.0.0:7400")]
+        listen: SocketAddr,
+        /// Beneath which directories the domain may keep folders here (repeatable).
+        #[arg(long, value_name = "DIR", default_value = "/srv")]
+        root: Vec<PathBuf>,
+    },
+    /// Members of the domain.
+    #[command(subcommand)]
+    Member(MemberCommand),
+    /// Replication groups.
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Replicated folders.
+    #[command(subcommand)]
+    Folder(FolderCommand),
+    /// Show members, connections, folders and what is outstanding.
+    Status {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// What replication took out of the tree.
+    #[command(subcommand)]
+    Preserved(PreservedCommand),
+    /// Show events.
+    Events {
+        /// Go on with new ones.
+        #[arg(long)]
+        follow: bool,
+        /// As JSON, one event a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Print the hashes of paths, data and attributes apart.
+    Filehash {
+        /// Files, directories or symlinks.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// As JSON, one path a line.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Recovery after an unexpected shutdown.
+    #[command(subcommand)]
+    Recovery(RecoveryCommand),
+    /// Watch three members on this machine replicate a real tree.
+    Demo {
+        /// The tree to copy; by default one that is found on this machine.
+        #[arg(long, value_name = "DIR")]
+        from: Option<PathBuf>,
+        /// End with a summary instead of staying until Ctrl-C.
+        #[arg(long)]
+        once: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum MemberCommand {
+    /// List the members.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum GroupCommand {
+    /// Make a group.
+    Create {
+        /// Its name.
+        name: String,
+        /// Its members, separated by commas.
+        #[arg(long, value_delimiter = ',', required = true)]
+        members: Vec<String>,
+        /// mesh, hub:MEMBER or chain.
+        #[arg(long, default_value = "mesh")]
+        topology: String,
+    },
+    /// List the groups.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum FolderCommand {
+    /// Make a replicated folder.
+    Create {
+        /// GROUP/FOLDER.
+        name: String,
+        /// The member whose files it begins with.
+        #[arg(long)]
+        primary: String,
+        /// Where a member keeps it (repeatable).
+        #[arg(long = "path", value_name = "MEMBER=PATH", required = true)]
+        paths: Vec<String>,
+        /// What becomes of a file that loses its name: preserve or keep.
+        #[arg(long, default_value = "preserve")]
+        policy: String,
+    },
+    /// List the folders.
+    List {
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Wait until nothing is outstanding anywhere, or say what is.
+    Wait {
+        /// GROUP/FOLDER.
+        name: String,
+        /// How long at most.
+        #[arg(long, default_value = "60s", value_parser = commands::duration)]
+        timeout: std::time::Duration,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Prove that members are equal, or say where they differ.
+    Verify {
+        /// GROUP/FOLDER.
+        name: String,
+        /// Read all bytes here, too.
+        #[arg(long)]
+        data: bool,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Subcommand)]
+enum PreservedCommand {
+    /// List what is preserved on this member.
+    List {
+        /// GROUP/FOLDER.
+        name: String,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put an item back into the tree.
+    Restore {
+        /// GROUP/FOLDER.
+        name: String,
+        /// Its number in the list.
+        number: u64,
+    },
+}
+
+#[derive(Subcommand)]
+enum RecoveryCommand {
+    /// Go on with a folder that waits after an unexpected shutdown.
+    Resume {
+        /// GROUP/FOLDER.
+        name: String,
+    },
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are data and done; a mistake is usage.
+            let code = if error.use_stderr() { 2 } else { 0 };
+            // A closed pipe is not an error.
+            let _ = error.print();
+            return ExitCode::from(code);
+        }
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ANABRANCH_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    match commands::run(cli) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            eprintln!("error: {}", failure.error);
+            if let Some(cause) = &failure.cause {
+                eprintln!("  caused by: {cause}");
+            }
+            if let Some(hint) = &failure.hint {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}

@@ -105,6 +105,10 @@ events! {
     PartnerConnected = 5004, Information, "connected to a partner", "Nothing to do.";
     /// Journal wrap.
     JournalWrap = 13568, Warning, "changes may have been missed; the folder is compared with the database", "Nothing to do.";
+    /// A path of the domain is not taken here.
+    PathRefused = 6804, Error, "a folder of the domain cannot be kept at the path that is named for this member", "Change the path, or what is wrong with it; it is tried again by itself.";
+    /// An object of the domain is invalid.
+    InvalidObject = 6806, Warning, "an object of the domain is invalid and is left out", "Correct the object that is named.";
     /// Not carried.
     Skipped = 7001, Information, "a socket, device or FIFO is not replicated", "Nothing to do.";
     /// Hard links.

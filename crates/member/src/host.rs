@@ -47,6 +47,7 @@ enum Command {
     Received(LinkId, Box<anabranch_net::message::Message>),
     LinkDown(LinkId),
     Order(Order),
+    Members(Vec<String>),
     Resume,
     Stop,
 }
@@ -221,6 +222,18 @@ impl Host {
         }
     }
 
+    /// Tells the replica who keeps the folder, now and whenever it is opened again.
+    pub async fn set_members(&self, members: Vec<String>) {
+        // A folder that is gone has no members.
+        let _ = self.commands.send(Command::Members(members)).await;
+    }
+
+    /// Asks the thread to close the folder properly and end; [`Self::stop`] waits for it.
+    pub async fn request_stop(&self) {
+        // If the thread is gone there is nothing to stop.
+        let _ = self.commands.send(Command::Stop).await;
+    }
+
     /// Closes the folder properly and ends the thread.
     pub async fn stop(mut self) {
         // If the thread is gone there is nothing to stop.
@@ -283,19 +296,15 @@ struct Body {
 /// How a life of the replica ended.
 enum Life {
     Over,
-    Again,
 }
 
 impl Body {
     fn run(mut self) {
         let mut resume = false;
         loop {
-            let result = self.open(resume);
-            resume = false;
-            let error = match result {
+            let error = match self.open(resume) {
                 Ok((replica, watcher)) => match self.live(replica, watcher) {
                     Ok(Life::Over) => return,
-                    Ok(Life::Again) => continue,
                     Err(stop) => stop,
                 },
                 Err(stop) => stop,
@@ -345,6 +354,7 @@ impl Body {
                 Command::Stop => return None,
                 Command::Resume => return Some(true),
                 Command::LinkUp(_, _, outbox) => outbox.close.notify_one(),
+                Command::Members(members) => self.spec.config.members = members,
                 Command::Hints(_) | Command::Received(..) | Command::LinkDown(_) | Command::Order(_) => {}
             }
         }
@@ -452,6 +462,11 @@ impl Body {
                 }
                 Some(Command::Order(order)) => {
                     order(&mut replica);
+                    replica.handle(now(), Input::Time)
+                }
+                Some(Command::Members(members)) => {
+                    self.spec.config.members.clone_from(&members);
+                    replica.set_members(members);
                     replica.handle(now(), Input::Time)
                 }
                 Some(Command::Resume) => Ok(()),

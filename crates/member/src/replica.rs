@@ -277,6 +277,17 @@ where
         self.step()
     }
 
+    /// Directories are opened anew in every call.
+    pub(crate) fn begin_call(&mut self) {
+        self.dirs.clear();
+    }
+
+    /// The name of this database's life.
+    #[must_use]
+    pub fn replica_id(&self) -> ReplicaId {
+        self.records.replica()
+    }
+
     /// The next thing to be done by the caller.
     pub fn poll(&mut self) -> Option<Output> {
         self.out.pop_front()
@@ -343,6 +354,80 @@ where
         self.records.kv_mut().put(Table::Meta, Meta::CLEAN, &[1])?;
         self.records.commit()?;
         Ok(())
+    }
+
+    /// Who keeps the folder, this member included: who must acknowledge.
+    pub fn set_members(&mut self, members: Vec<String>) {
+        self.config.members = members;
+    }
+
+    /// Is the folder in step on all its members, as far as they said? What is outstanding, in words, where it is not.
+    ///
+    /// # Errors
+    /// [`Stop::Database`].
+    pub fn outstanding_words(&self) -> Result<Vec<String>> {
+        let mut words = Vec::new();
+        let own = &self.config.member;
+        if self.root_lost {
+            words.push(format!("{own}: the folder's root is not there"));
+        }
+        if self.phase != Phase::Normal {
+            words.push(format!("{own}: initial sync or a full comparison is under way"));
+        }
+        if !(self.changed.is_empty() && self.scan.is_empty() && self.later.is_empty()) {
+            let count = self.changed.len() + self.scan.len() + self.later.len();
+            words.push(format!("{own}: {count} local changes are still to be looked at"));
+            for (parent, name) in self.later.keys().take(5) {
+                words.push(format!("{own}: {} (in use or not readable)", String::from_utf8_lossy(&self.node_path(*parent, name)?)));
+            }
+        }
+        let todo = self.records.kv().range(Table::Todo, &[], None, 6)?;
+        for (key, _) in &todo {
+            if let tables::Work::Uid(uid) = tables::read_work(key)? {
+                let why = self.waiting.get(key).map(|(_, why)| format!(" ({why:?})")).unwrap_or_default();
+                words.push(format!("{own}: {}{why}", self.record_path(uid)?));
+            }
+        }
+        for link in self.links.values().filter(|l| l.partner == Partner::Upstream) {
+            let name = link.peer.as_ref().map_or("a partner", |(name, _)| name);
+            let behind = match &link.peer {
+                Some((_, id)) => !link.passed || link.pulling || self.records.pass_state(*id)?.cursor < link.number,
+                None => true,
+            };
+            if behind {
+                words.push(format!("{own}: has not taken in all that {name} knows"));
+            }
+        }
+        let acks = tables::acknowledgements(self.records.kv())?;
+        for member in &self.config.members {
+            match acks.iter().find(|a| a.member == *member) {
+                None => words.push(format!("{member}: has not acknowledged anything yet")),
+                Some(ack) if ack.held == *self.records.known() => {}
+                Some(ack) => {
+                    words.push(format!("{member}: has not acknowledged everything"));
+                    words.extend(self.not_held(ack)?);
+                }
+            }
+        }
+        Ok(words)
+    }
+
+    /// Some paths that a member has not acknowledged.
+    fn not_held(&self, ack: &Acknowledgement) -> Result<Vec<String>> {
+        let mut words = Vec::new();
+        let (mut after, mut looked) = (None, 0);
+        while words.len() < 5 && looked < 100_000 {
+            let page = self.records.records(after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.uid);
+            looked += page.len();
+            for record in page {
+                if words.len() < 5 && !record.versions().all(|v| ack.held.covers(v)) {
+                    words.push(format!("{}: {}", ack.member, self.record_path(record.uid)?));
+                }
+            }
+        }
+        Ok(words)
     }
 
     /// The folder.

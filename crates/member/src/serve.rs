@@ -242,6 +242,32 @@ where
         Ok(())
     }
 
+    /// Reads all bytes of the tree and compares them with the records; paths whose bytes are not the recorded ones.
+    ///
+    /// # Errors
+    /// [`crate::Stop::Database`].
+    pub fn verify_data(&mut self) -> Result<Vec<String>> {
+        self.begin_call();
+        let mut wrong = Vec::new();
+        let mut after = None;
+        loop {
+            let page = self.records.records(after, 256)?;
+            let Some(last) = page.last() else { return Ok(wrong) };
+            after = Some(last.uid);
+            for record in page {
+                let Some(node) = nodes::of(self.records.kv(), record.uid)? else { continue };
+                let Some(Content::File { hash, .. }) = node.content.as_ref().map(|c| c.value.clone()) else { continue };
+                let Some(dir) = self.dir(node.parent)? else { continue };
+                let read = self.fs.open_file(&dir, &node.name).and_then(|file| {
+                    anabranch_volume::hash::read_hash(&self.fs, &file, node.stamp.size)
+                });
+                if !matches!(read, Ok(Some(found)) if found == hash) && wrong.len() < 1000 {
+                    wrong.push(self.record_path(record.uid)?);
+                }
+            }
+        }
+    }
+
     /// Counts for status: live records, and items outstanding here.
     ///
     /// # Errors

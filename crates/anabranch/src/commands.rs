@@ -1,0 +1,429 @@
+//! The commands: what they ask the daemon, and how the answers are shown.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anabranch_console::{Failure, ask};
+use anabranch_domain::{ObjectName, create};
+use anabranch_member::host::{chain, random_id};
+use anabranch_net::{Identity, Invitation, JoinReply, JoinRequest};
+use serde_json::{Value, json};
+
+use crate::invitations::Welcome;
+use crate::local::{Data, Local, write_whole};
+use crate::{Cli, Command, FolderCommand, GroupCommand, MemberCommand, PreservedCommand, RecoveryCommand};
+
+/// Reads a duration such as 500ms, 30s, 15m, 1h or 2d.
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let number: u64 = number.parse().map_err(|_| format!("{text:?} is no duration; write it like 30s, 15m or 1h"))?;
+    let factor = match unit {
+        "ms" => return Ok(Duration::from_millis(number)),
+        "s" | "" => 1,
+        "m" => 60,
+        "h" => 3600,
+        "d" => 86_400,
+        _ => return Err(format!("{unit:?} is no unit of time; write ms, s, m, h or d")),
+    };
+    number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+/// Writes data; a closed pipe is not an error.
+fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush());
+}
+
+fn print_json(value: &Value) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| print(&item.to_string())),
+        other => print(&other.to_string()),
+    }
+}
+
+fn field(value: &Value, key: &str) -> String {
+    match &value[key] {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".into(),
+        Value::Array(items) => {
+            items.iter().map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// A table with aligned columns.
+fn table(head: &[&str], rows: &[Vec<String>]) -> String {
+    let mut widths: Vec<usize> = head.iter().map(|h| h.chars().count()).collect();
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: Vec<&str>| {
+        let padded: Vec<String> = cells.iter().zip(&widths).map(|(c, w)| format!("{c:<w$}")).collect();
+        padded.join("  ").trim_end().to_owned()
+    };
+    let mut out = vec![line(head.to_vec())];
+    out.extend(rows.iter().map(|r| line(r.iter().map(String::as_str).collect())));
+    out.join("\n")
+}
+
+/// Carries a command out; the exit code.
+pub(crate) fn run(cli: Cli) -> Result<u8, Failure> {
+    let data = Data(cli.data);
+    if let Command::Demo { from, once } = cli.command {
+        return crate::demo::run(from, once);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|e| Failure::failed("cannot start").because(e.to_string()))?;
+    runtime.block_on(dispatch(data, cli.command))
+}
+
+async fn dispatch(data: Data, command: Command) -> Result<u8, Failure> {
+    let socket = data.socket();
+    let call = |name: &'static str, with: Value| {
+        let socket = socket.clone();
+        async move { ask(&socket, name, with).await }
+    };
+    match command {
+        Command::Init { name, listen, root } => init(&data, &name, listen, root)?,
+        Command::Serve => crate::daemon::Daemon::run(data).await?,
+        Command::Invite { name, valid } => {
+            let text = call("invite", json!({"name": name, "valid": valid.as_secs()})).await?;
+            print(text.as_str().unwrap_or_default());
+        }
+        Command::Join { invitation, name, listen, root } => join(&data, &invitation, &name, listen, root).await?,
+        Command::Member(MemberCommand::List { json }) => {
+            let list = call("member.list", Value::Null).await?;
+            show(&list, json, &["NAME", "ADDRESSES", "KEY"], &["name", "addresses", "key"]);
+        }
+        Command::Group(GroupCommand::Create { name, members, topology }) => {
+            call("group.create", json!({"name": name, "members": members, "topology": topology})).await?;
+        }
+        Command::Group(GroupCommand::List { json }) => {
+            let list = call("group.list", Value::Null).await?;
+            show(&list, json, &["NAME", "MEMBERS"], &["name", "members"]);
+        }
+        Command::Folder(command) => return folder(&socket, command).await,
+        Command::Status { json } => {
+            let status = call("status", Value::Null).await?;
+            if json { print(&status.to_string()) } else { print(&status_text(&status)) }
+        }
+        Command::Preserved(PreservedCommand::List { name, json }) => {
+            let list = call("preserved.list", json!({"name": name})).await?;
+            let keys = ["number", "class", "reason", "size", "path"];
+            show(&list, json, &["NUMBER", "CLASS", "REASON", "SIZE", "PATH"], &keys);
+        }
+        Command::Preserved(PreservedCommand::Restore { name, number }) => {
+            let done = call("preserved.restore", json!({"name": name, "number": number})).await?;
+            print(&field(&done, "path"));
+        }
+        Command::Events { follow, json } => events(&socket, follow, json).await?,
+        Command::Filehash { paths, json } => return crate::filehash::run(&paths, json),
+        Command::Recovery(RecoveryCommand::Resume { name }) => {
+            call("recovery.resume", json!({"name": name})).await?;
+        }
+        Command::Demo { .. } => {}
+    }
+    Ok(0)
+}
+
+fn show(list: &Value, json: bool, head: &[&str], keys: &[&str]) {
+    if json {
+        return print_json(list);
+    }
+    let rows: Vec<Vec<String>> = list
+        .as_array()
+        .map(|items| items.iter().map(|item| keys.iter().map(|k| field(item, k)).collect()).collect())
+        .unwrap_or_default();
+    print(&table(head, &rows));
+}
+
+async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {
+    match command {
+        FolderCommand::Create { name, primary, paths, policy } => {
+            let mut listed = Vec::new();
+            for entry in &paths {
+                let (member, path) = entry.split_once('=').ok_or_else(|| {
+                    Failure::usage(format!("--path {entry:?} is not MEMBER=PATH")).hint("write it like --path hq1=/srv/site")
+                })?;
+                listed.push(json!({"member": member, "path": path}));
+            }
+            let with = json!({"name": name, "primary": primary, "paths": listed, "policy": policy});
+            ask(socket, "folder.create", with).await?;
+        }
+        FolderCommand::List { json } => {
+            let list = ask(socket, "folder.list", Value::Null).await?;
+            show(&list, json, &["NAME", "PRIMARY", "PATHS"], &["name", "primary", "paths"]);
+        }
+        FolderCommand::Wait { name, timeout, json } => {
+            let limit = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+            let done = ask(socket, "folder.wait", json!({"name": name, "timeout_ms": limit})).await?;
+            if json {
+                print(&done.to_string());
+            }
+        }
+        FolderCommand::Verify { name, data, json } => {
+            let found = ask(socket, "folder.verify", json!({"name": name, "data": data})).await?;
+            let equal = found["equal"].as_bool().unwrap_or(false);
+            if json {
+                print(&found.to_string());
+            } else {
+                print(&verify_text(&found));
+            }
+            return Ok(u8::from(!equal));
+        }
+    }
+    Ok(0)
+}
+
+fn verify_text(found: &Value) -> String {
+    let mut lines = Vec::new();
+    for partner in found["partners"].as_array().unwrap_or(&Vec::new()) {
+        let differ = partner["differ"].as_array().map_or(0, Vec::len);
+        let name = field(partner, "partner");
+        let at = clock(partner["compared_at"].as_u64().unwrap_or(0));
+        if differ == 0 {
+            lines.push(format!("{name}: equal as of the comparison at {at}"));
+        } else {
+            lines.push(format!("{name}: {differ} paths differ as of the comparison at {at}"));
+            for path in partner["differ"].as_array().unwrap_or(&Vec::new()) {
+                lines.push(format!("  {}", path.as_str().unwrap_or_default()));
+            }
+        }
+    }
+    for path in found["unreadable_or_changed"].as_array().unwrap_or(&Vec::new()) {
+        lines.push(format!("the bytes here are not the recorded ones: {}", path.as_str().unwrap_or_default()));
+    }
+    if lines.is_empty() {
+        lines.push("no partner is connected: nothing was compared".into());
+    }
+    lines.join("\n")
+}
+
+/// Time of day, UTC.
+fn clock(micros: u64) -> String {
+    let seconds = micros / 1_000_000;
+    let (days, rest) = (seconds / 86_400, seconds % 86_400);
+    // Civil date from days since 1970 (proleptic Gregorian calendar).
+    let z = i64::try_from(days).unwrap_or(0) + 719_468;
+    let era = z.div_euclid(146_097);
+    let doe = z.rem_euclid(146_097);
+    let yoe = (doe - doe / 1460 + doe / 36_524 - doe / 146_096) / 365;
+    let doy = doe - (365 * yoe + yoe / 4 - yoe / 100);
+    let mp = (5 * doy + 2) / 153;
+    let (day, month) = (doy - (153 * mp + 2) / 5 + 1, if mp < 10 { mp + 3 } else { mp - 9 });
+    let year = yoe + era * 400 + i64::from(month <= 2);
+    format!("{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02} UTC", rest / 3600, rest / 60 % 60, rest % 60)
+}
+
+fn status_text(status: &Value) -> String {
+    let mut lines = vec![format!("member {} on {}", field(status, "member"), field(status, "listen"))];
+    for folder in status["folders"].as_array().unwrap_or(&Vec::new()) {
+        let state = if folder["in_step"].as_bool() == Some(true) { "in step".into() } else { field(folder, "state") };
+        lines.push(format!(
+            "folder {}: {state}, {} items, {} outstanding here, at {} (changes seen by {})",
+            field(folder, "name"),
+            field(folder, "files"),
+            field(folder, "outstanding"),
+            field(folder, "path"),
+            field(folder, "watching"),
+        ));
+        if let Some(error) = folder["error"].as_str() {
+            lines.push(format!("  stopped: {error}"));
+        }
+        for partner in folder["partners"].as_array().unwrap_or(&Vec::new()) {
+            let connected = if partner["connected"].as_bool() == Some(true) { "connected" } else { "not connected" };
+            lines.push(format!("  {} {}: {connected}", field(partner, "role"), field(partner, "partner")));
+        }
+        for words in folder["waits_for"].as_array().unwrap_or(&Vec::new()) {
+            lines.push(format!("  waits: {}", words.as_str().unwrap_or_default()));
+        }
+    }
+    for problem in status["problems"].as_array().unwrap_or(&Vec::new()) {
+        lines.push(format!("problem: {}", problem.as_str().unwrap_or_default()));
+    }
+    lines.join("\n")
+}
+
+async fn events(socket: &Path, follow: bool, json: bool) -> Result<(), Failure> {
+    let mut after = 0;
+    loop {
+        let list = ask(socket, "events", json!({"after": after})).await?;
+        for event in list.as_array().unwrap_or(&Vec::new()) {
+            after = event["time"].as_u64().unwrap_or(after).max(after);
+            if json {
+                print(&event.to_string());
+            } else {
+                print(&format!(
+                    "{}  {:>5}  {:<11}  {}  {}: {}",
+                    clock(event["time"].as_u64().unwrap_or(0)),
+                    field(event, "number"),
+                    field(event, "level"),
+                    field(event, "folder"),
+                    field(event, "text"),
+                    field(event, "detail")
+                ));
+            }
+        }
+        if !follow {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+    }
+}
+
+fn check_roots(roots: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
+    let mut out = Vec::new();
+    for root in roots {
+        let absolute = std::path::absolute(root)
+            .map_err(|e| Failure::usage(format!("--root {} cannot be used", root.display())).because(e.to_string()))?;
+        out.push(absolute);
+    }
+    Ok(out)
+}
+
+fn fresh(data: &Data) -> Result<(), Failure> {
+    if data.exists() {
+        return Err(Failure::usage(format!("{} already holds the state of a member", data.0.display()))
+            .hint("run `anabranch serve`, or name another directory with --data"));
+    }
+    Ok(())
+}
+
+fn identity(data: &Data) -> Result<Identity, Failure> {
+    let keys = data.keys();
+    if keys.exists() {
+        // Of an attempt that did not come to its end: the key was never used.
+        Identity::load(&keys).map_err(|e| Failure::failed(chain(&e)))
+    } else {
+        std::fs::create_dir_all(&keys)
+            .map_err(|e| Failure::failed(format!("cannot make {}", keys.display())).because(e.to_string()))?;
+        Identity::create(&keys).map_err(|e| Failure::failed(chain(&e)))
+    }
+}
+
+/// The address that partners dial: one that says "all addresses" is named by the machine's name.
+fn dialable(listen: SocketAddr) -> String {
+    if listen.ip().is_unspecified() {
+        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        format!("{host}:{}", listen.port())
+    } else {
+        listen.to_string()
+    }
+}
+
+fn init(data: &Data, name: &str, listen: SocketAddr, roots: Vec<PathBuf>) -> Result<(), Failure> {
+    let parsed: ObjectName =
+        name.parse().map_err(|e| Failure::usage(format!("{name:?} is no name")).because(format!("{e}")))?;
+    fresh(data)?;
+    let roots = check_roots(&roots)?;
+    data.create()?;
+    let identity = identity(data)?;
+    let member = create::member(parsed, identity.fingerprint(), vec![dialable(listen)]).map_err(Failure::usage)?;
+    write_object(data, &member.file(), &member.to_text())?;
+    let local = Local {
+        name: name.into(),
+        listen,
+        roots,
+        domain: random_id().to_string(),
+        founder: true,
+        recovery: "auto".into(),
+    };
+    data.save(&local)
+}
+
+fn write_object(data: &Data, file: &str, text: &str) -> Result<(), Failure> {
+    let path = data.domain().join(file);
+    let write = || {
+        if let Some(dir) = path.parent() {
+            std::fs::create_dir_all(dir)?;
+        }
+        write_whole(&path, text.as_bytes())
+    };
+    write().map_err(|e| Failure::failed(format!("cannot write {}", path.display())).because(e.to_string()))
+}
+
+async fn join(
+    data: &Data,
+    invitation: &str,
+    name: &str,
+    listen: SocketAddr,
+    roots: Vec<PathBuf>,
+) -> Result<(), Failure> {
+    let invitation: Invitation = invitation.trim().parse().map_err(|e: anabranch_net::InvitationError| {
+        Failure::usage("the invitation cannot be used").because(chain(&e)).hint("copy the whole line that `anabranch invite` printed")
+    })?;
+    let _: ObjectName = name.parse().map_err(|e| Failure::usage(format!("{name:?} is no name")).because(format!("{e}")))?;
+    fresh(data)?;
+    let roots = check_roots(&roots)?;
+    data.create()?;
+    let identity = identity(data)?;
+    let address = if listen.ip().is_unspecified() { listen.to_string() } else { dialable(listen) };
+    let request = JoinRequest { secret: invitation.secret, name: name.into(), address };
+    let mut last = Failure::failed("the invitation names no address");
+    for inviter in &invitation.addresses {
+        match anabranch_net::join(inviter, &identity, invitation.inviter, &request).await {
+            Ok(JoinReply::Accepted { payload }) => {
+                let welcome: Welcome = serde_json::from_slice(&payload)
+                    .map_err(|e| Failure::failed(format!("the answer of {inviter} cannot be read")).because(e.to_string()))?;
+                let files: BTreeMap<String, String> = welcome.files;
+                for (file, text) in &files {
+                    let object = anabranch_domain::parse(file, text)
+                        .map_err(|e| Failure::failed(format!("the answer of {inviter} cannot be used")).because(e.to_string()))?;
+                    write_object(data, &object.file(), text)?;
+                }
+                let local = Local {
+                    name: name.into(),
+                    listen,
+                    roots,
+                    domain: welcome.domain,
+                    founder: false,
+                    recovery: "auto".into(),
+                };
+                return data.save(&local);
+            }
+            Ok(JoinReply::Refused { reason }) => {
+                let text = if reason.contains("invitation") { reason } else { format!("{reason} (invitation refused)") };
+                return Err(Failure::failed(format!("{inviter} refused: {text}"))
+                    .hint("ask for a new one: `anabranch invite --name NAME` on a member"));
+            }
+            Err(error) => {
+                last = Failure::failed(format!("cannot join by {inviter}"))
+                    .because(chain(&error))
+                    .hint("is the inviting member running, is the invitation still valid, and can this machine reach its address?");
+            }
+        }
+    }
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_and_their_mistakes() {
+        for (text, want) in [("30s", 30_000), ("15m", 900_000), ("1h", 3_600_000), ("250ms", 250), ("7", 7_000)] {
+            assert_eq!(duration(text), Ok(Duration::from_millis(want)), "{text}");
+        }
+        for bad in ["", "h", "1y", "-1s", "99999999999999999999s"] {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn time_of_day() {
+        assert_eq!(clock(0), "1970-01-01 00:00:00 UTC");
+        assert_eq!(clock(951_782_399_000_000), "2000-02-28 23:59:59 UTC");
+        assert_eq!(clock(1_709_251_200_000_000), "2024-03-01 00:00:00 UTC");
+    }
+}
