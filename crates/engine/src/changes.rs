@@ -9,7 +9,7 @@ use anabranch_model::{
 };
 
 use crate::kv::{Kv, KvError};
-use crate::records::Records;
+use crate::records::{Old, Records};
 use crate::resolve::ResolveScope;
 use crate::rules::{Rule, broken};
 
@@ -87,7 +87,7 @@ impl<K: Kv> Records<K> {
             AttributesFacet { value, directory_mtime, written }
         });
         let record = Record { uid, placement, content, attributes, unknown: Box::default() };
-        self.replace(uid, None, Some(record), true)?;
+        self.replace(uid, None, Some(&record), true)?;
         self.settle()?;
         Ok(uid)
     }
@@ -114,8 +114,11 @@ impl<K: Kv> Records<K> {
         Ok(self.settle()?)
     }
 
-    /// Deletes, having seen the content here. Of a shown directory: all that it consists of, but nothing that is in it (the
-    /// caller removes that first). Of what is not live: nothing.
+    /// Deletes, having seen the content here. Of a shown directory: all that it consists of, but nothing that is in it. Of
+    /// what is not live: nothing.
+    ///
+    /// Remove a directory before what is in it: one that only its children keep goes with the last of them, and the
+    /// directory shown in its place is then another one than the user deleted.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -200,21 +203,22 @@ impl<K: Kv> Records<K> {
     ) -> Result<(), ChangeError> {
         self.prepare(now)?;
         let (number, mut record) = self.row(uid)?.ok_or(ChangeError::NoRecord(uid))?;
-        let old = record.clone();
+        let old = Old::of(number, &record);
         let content = record.content.as_mut().ok_or(ChangeError::Directory(uid))?;
         content.written = self.written(now, Some(&content.written));
-        if let Some(base) = base {
+        let touch = value.as_ref().is_none_or(|value| *value == content.value);
+        // Of equal bytes nothing is concurrent, and the history goes on covering the last change of bytes.
+        if let Some(base) = base.filter(|_| !touch) {
             content.written.history = base.clone();
             content.written.history.learn(content.written.version);
         }
-        let touch = value.as_ref().is_none_or(|value| *value == content.value);
         if !touch || broken(Rule::ATouchIsNoEdit) {
             content.bytes = content.written.stamp();
         }
         content.value = value.unwrap_or_else(|| content.value.clone());
         content.mtime = mtime;
         content.birth = birth.unwrap_or(content.birth);
-        self.replace(uid, Some((number, old)), Some(record), true)?;
+        self.replace(uid, Some(old), Some(&record), true)?;
         Ok(self.settle()?)
     }
 
@@ -231,17 +235,17 @@ impl<K: Kv> Records<K> {
     ) -> Result<(), ChangeError> {
         self.prepare(now)?;
         for uid in self.acted_on(uid)? {
-            let (number, record) = self.row(uid)?.ok_or(ChangeError::NoRecord(uid))?;
+            let (number, mut record) = self.row(uid)?.ok_or(ChangeError::NoRecord(uid))?;
+            let old = Old::of(number, &record);
             let written = self.written(now, record.attributes.as_ref().map(|facet| &facet.written));
-            let facet = AttributesFacet { value: value.clone(), directory_mtime, written };
-            let new = Record { attributes: Some(facet), ..record.clone() };
-            self.replace(uid, Some((number, record)), Some(new), true)?;
+            record.attributes = Some(AttributesFacet { value: value.clone(), directory_mtime, written });
+            self.replace(uid, Some(old), Some(&record), true)?;
         }
         Ok(self.settle()?)
     }
 
     /// Begins a set of changes that become visible together, such as both sides of a swap: until [`Self::end_changes`]
-    /// the view stays as it was. Writes down first what the changes rest on.
+    /// (a commit ends it too) no name is decided anew. Writes down first what the changes rest on.
     ///
     /// # Errors
     /// [`ChangeError`].
@@ -281,7 +285,7 @@ impl<K: Kv> Records<K> {
     /// What a user's new version of a facet carries: later than everything seen here.
     fn written(&mut self, now: Hlc, old: Option<&Written>) -> Written {
         let version = self.issue(now);
-        self.counters.clock = Hlc(self.counters.clock.0 + 1).max(now);
+        self.counters.clock = Hlc(self.counters.clock.0.saturating_add(1)).max(now);
         let mut history = old.map(|old| old.history.clone()).unwrap_or_default();
         history.learn(version);
         let time = Time { clock: self.counters.clock, change: version, resolutions: 0 };
@@ -290,11 +294,11 @@ impl<K: Kv> Records<K> {
 
     /// Changes a placement.
     fn rewrite(&mut self, now: Hlc, uid: Uid, change: impl FnOnce(&mut Record, Written)) -> Result<(), ChangeError> {
-        let (number, old) = self.row(uid)?.ok_or(ChangeError::NoRecord(uid))?;
-        let written = self.written(now, Some(&old.placement.written));
-        let mut new = old.clone();
-        change(&mut new, written);
-        Ok(self.replace(uid, Some((number, old)), Some(new), true)?)
+        let (number, mut record) = self.row(uid)?.ok_or(ChangeError::NoRecord(uid))?;
+        let old = Old::of(number, &record);
+        let written = self.written(now, Some(&record.placement.written));
+        change(&mut record, written);
+        Ok(self.replace(uid, Some(old), Some(&record), true)?)
     }
 }
 

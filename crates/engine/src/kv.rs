@@ -23,7 +23,7 @@ pub enum Table {
     Changes = 5,
     /// (placed parent, name, UID) of live records.
     Slots = 6,
-    /// (recorded parent, UID): children by record, live or not.
+    /// (recorded parent, UID): live directories that the view places elsewhere.
     Children = 7,
     /// UID -> what the view derives beyond the record; only where there is anything.
     Derived = 8,

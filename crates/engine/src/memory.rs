@@ -13,8 +13,11 @@ use crate::kv::{Kv, KvError, Pair, Table};
 pub struct MemoryKv {
     tables: Vec<BTreeMap<Vec<u8>, Vec<u8>>>,
     /// What each write of the transaction under way replaced, in order; `None` outside one.
-    undo: Option<Vec<(Table, Vec<u8>, Option<Vec<u8>>)>>,
+    undo: Option<Vec<Undo>>,
 }
+
+/// Table, key, and the value that was there.
+type Undo = (Table, Vec<u8>, Option<Vec<u8>>);
 
 impl Default for MemoryKv {
     fn default() -> Self {
@@ -51,7 +54,7 @@ impl MemoryKv {
         }
     }
 
-    fn log(&mut self) -> Result<&mut Vec<(Table, Vec<u8>, Option<Vec<u8>>)>, KvError> {
+    fn log(&mut self) -> Result<&mut Vec<Undo>, KvError> {
         self.undo.as_mut().ok_or_else(|| KvError::failed("write", "no transaction is under way"))
     }
 }

@@ -9,7 +9,7 @@ use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId};
 use crate::dictionary::split_head;
 use crate::keys;
 use crate::kv::{Kv, KvError, Table, after_prefix};
-use crate::records::Records;
+use crate::records::{Old, Records};
 use crate::rules::{Case, Rule, Taken, broken, live_by_record, merge_records};
 
 /// Rows read at a time.
@@ -151,12 +151,13 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`KvError`].
     pub fn take_in(&mut self, remote: Record) -> Result<Taken, KvError> {
-        let taken = self.merge_in(remote)?;
+        let taken = self.merge_in(remote, None)?;
         self.settle()?;
         Ok(taken)
     }
 
-    fn merge_in(&mut self, remote: Record) -> Result<Taken, KvError> {
+    /// `encoded`: the record as this database writes it, after eight bytes.
+    fn merge_in(&mut self, remote: Record, encoded: Option<Vec<u8>>) -> Result<Taken, KvError> {
         self.counters.clock = self.counters.clock.max(remote.clock());
         let uid = remote.uid;
         let Some((number, local)) = self.row(uid)? else {
@@ -169,13 +170,16 @@ impl<K: Kv> Records<K> {
                 lost_content: None,
                 lost_attributes: None,
             };
-            self.replace(uid, None, Some(remote), true)?;
+            match encoded {
+                Some(encoded) => self.replace_encoded(uid, None, Some((&remote, encoded)), true)?,
+                None => self.replace(uid, None, Some(&remote), true)?,
+            }
             return Ok(taken);
         };
         let (record, taken) = merge_records(&local, &remote, &self.arriving);
         if taken.changed {
             let number_it = !broken(Rule::ChangeNumbersCarryMerges) || !record.versions().eq(local.versions());
-            self.replace(uid, Some((number, local)), Some(record), number_it)?;
+            self.replace(uid, Some(Old::of(number, &local)), Some(&record), number_it)?;
         }
         Ok(taken)
     }
@@ -267,8 +271,12 @@ impl<K: Kv> Records<K> {
         self.settle()?;
         self.known.join(upstream_known);
         self.arriving = Knowledge::default();
-        // Others may know more of this id than this database does (it returned to an old image): never issue that again.
-        self.counters.highest = self.counters.highest.max(self.known.sequence(self.counters.replica));
+        // Others may know more of this id than this database does (it returned to an old image): never issue that again. A
+        // number that is far ahead of the clock is nothing that was issued here.
+        let seen = self.known.sequence(self.counters.replica);
+        if seen.0 <= latest_allowed.0 {
+            self.counters.highest = self.counters.highest.max(seen);
+        }
         let state = PassState { cursor: through, reached: through };
         if cursor.state != state || cursor.clock != Hlc(0) {
             self.set_cursor(upstream, Cursor { state, clock: Hlc(0) })?;
@@ -288,7 +296,7 @@ impl<K: Kv> Records<K> {
                 // Known, without a record here and dead: it was collected, and would only be collected again.
                 let collected = !live_by_record(&record) && record.versions().all(|version| self.known.covers(version));
                 if !collected || self.record(record.uid)?.is_some() {
-                    each(&self.merge_in(record)?);
+                    each(&self.merge_in(record, Some(value))?);
                 }
             }
         }

@@ -112,7 +112,7 @@ impl<K: Kv> Records<K> {
                 Some(name) => after_prefix(&keys::slot_name(directory, name)).unwrap_or_default(),
                 None => directory.to_vec(),
             };
-            let (to, end) = (after_prefix(&directory), out.len() + limit);
+            let (to, end) = (after_prefix(&directory), out.len().saturating_add(limit));
             while out.len() < end {
                 let rows = self.kv.range(Table::Slots, &from, to.as_deref(), (end - out.len()).min(CHUNK) + 1)?;
                 let Some((last, _)) = rows.last() else { break };

@@ -11,7 +11,6 @@ use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId, Sequence,
 use crate::dictionary::Numbers;
 use crate::keys;
 use crate::kv::{Kv, KvError, Table};
-use crate::rules::live_by_record;
 use crate::view::{Place, View};
 
 /// What happens to a file that loses its name (design, section 4).
@@ -60,11 +59,28 @@ pub(crate) struct Counters {
     pub(crate) unresolved: u64,
 }
 
+/// What has to be known of a record that is about to be replaced.
+pub(crate) struct Old {
+    number: ChangeNumber,
+    place: Place,
+}
+
+impl Old {
+    pub(crate) fn of(number: ChangeNumber, record: &Record) -> Self {
+        Self { number, place: Place::of(record) }
+    }
+}
+
 const FORMAT: u64 = 1;
 const META_COUNTERS: &[u8] = b"records";
 const META_KNOWN: &[u8] = b"known";
 /// The longest name of an author that the codec takes.
 const AUTHOR_BYTES_MAX: usize = 64;
+
+/// Takes touched UIDs over, into tables that are not the records'.
+pub type TakeTouched<K> = fn(&mut K, &BTreeSet<Uid>) -> Result<(), KvError>;
+/// Touched UIDs in memory before they are handed over.
+const TOUCHED_MAX: usize = 32_768;
 
 /// The records of one replica over its database.
 ///
@@ -79,7 +95,8 @@ pub struct Records<K> {
     /// What the pass that is being merged adds to `known` at its end.
     pub(crate) arriving: Knowledge,
     pub(crate) view: View,
-    pub(crate) touched: BTreeSet<Uid>,
+    touched: BTreeSet<Uid>,
+    touched_elsewhere: Option<TakeTouched<K>>,
     /// Between [`Records::begin_changes`] and [`Records::end_changes`].
     pub(crate) deferred: bool,
     /// As they stand in the database.
@@ -141,6 +158,7 @@ impl<K: Kv> Records<K> {
             arriving: Knowledge::default(),
             view: View::default(),
             touched: BTreeSet::new(),
+            touched_elsewhere: None,
             deferred: false,
             stored: Counters::default(),
             stored_known: Knowledge::default(),
@@ -178,6 +196,8 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`KvError`]; then roll back.
     pub fn commit(&mut self) -> Result<(), KvError> {
+        self.deferred = false;
+        self.settle()?;
         if self.known != self.stored_known {
             let mut out = Writer::default();
             self.numbers.write_knowledge(&mut self.kv, &mut out, &self.known)?;
@@ -300,9 +320,25 @@ impl<K: Kv> Records<K> {
         std::mem::take(&mut self.touched)
     }
 
+    /// Hands touched UIDs over whenever there are many, in the transaction that touched them, so that memory does not grow
+    /// with a pass. [`Self::drain_touched`] then gives only those that are left.
+    pub fn hand_over_touched(&mut self, to: TakeTouched<K>) {
+        self.touched_elsewhere = Some(to);
+    }
+
+    /// A facet or the shown place of this changed.
+    pub(crate) fn touch_uid(&mut self, uid: Uid) -> Result<(), KvError> {
+        self.touched.insert(uid);
+        if let Some(take) = self.touched_elsewhere.filter(|_| self.touched.len() >= TOUCHED_MAX) {
+            take(&mut self.kv, &self.touched)?;
+            self.touched.clear();
+        }
+        Ok(())
+    }
+
     /// A new version, known here from now on.
     pub(crate) fn issue(&mut self, now: Hlc) -> Version {
-        let sequence = Sequence((self.counters.highest.0 + 1).max(now.0));
+        let sequence = Sequence(self.counters.highest.0.saturating_add(1).max(now.0));
         self.counters.highest = sequence;
         let version = Version { replica: self.counters.replica, sequence };
         self.known.learn(version);
@@ -315,17 +351,32 @@ impl<K: Kv> Records<K> {
     pub(crate) fn replace(
         &mut self,
         uid: Uid,
-        old: Option<(ChangeNumber, Record)>,
-        new: Option<Record>,
+        old: Option<Old>,
+        new: Option<&Record>,
+        number: bool,
+    ) -> Result<(), KvError> {
+        let body = match new {
+            Some(record) => Some(self.numbers.encode(&mut self.kv, 0, record)?),
+            None => None,
+        };
+        self.replace_encoded(uid, old, new.zip(body), number)
+    }
+
+    /// As [`Self::replace`], of a record that is encoded already, after eight bytes that are to hold its change number.
+    pub(crate) fn replace_encoded(
+        &mut self,
+        uid: Uid,
+        old: Option<Old>,
+        new: Option<(&Record, Vec<u8>)>,
         number: bool,
     ) -> Result<(), KvError> {
         let key = self.numbers.key(&mut self.kv, uid)?;
-        let (before, after) = (old.as_ref().map(|(_, r)| Place::of(r)), new.as_ref().map(Place::of));
+        let (old_number, before) = old.map(|old| (old.number, old.place)).unzip();
+        let after = new.as_ref().map(|(record, _)| Place::of(record));
         if before != after {
             self.view_before(uid, before.as_ref())?;
         }
-        let old_number = old.as_ref().map(|(number, _)| *number);
-        if let Some(record) = &new {
+        if let Some((record, mut value)) = new {
             let number = match old_number {
                 Some(old_number) if !number => old_number,
                 _ => {
@@ -337,42 +388,36 @@ impl<K: Kv> Records<K> {
                     self.counters.number
                 }
             };
-            let value = self.numbers.encode(&mut self.kv, number.0, record)?;
+            if let Some(head) = value.first_chunk_mut::<8>() {
+                *head = number.0.to_be_bytes();
+            }
             self.kv.put(Table::Records, &key, &value)?;
+            if after.as_ref().is_some_and(|place| !place.live) {
+                self.put_tombstone(&key, record)?;
+            }
         } else {
             if let Some(old) = old_number {
                 self.kv.delete(Table::Changes, &keys::change(old))?;
             }
             self.kv.delete(Table::Records, &key)?;
         }
-        self.note_tombstone(&key, old.as_ref().map(|(_, r)| r), new.as_ref())?;
+        if before.as_ref().is_some_and(|place| !place.live) && after.as_ref().is_none_or(|place| place.live) {
+            self.kv.delete(Table::Tombstones, &key)?;
+        }
         if before != after {
             self.view_after(uid, before, after)?;
         }
-        self.touched.insert(uid);
-        Ok(())
+        self.touch_uid(uid)
     }
 
-    fn note_tombstone(
-        &mut self,
-        key: &keys::UidKey,
-        old: Option<&Record>,
-        new: Option<&Record>,
-    ) -> Result<(), KvError> {
-        let dead = |record: &Record| !live_by_record(record);
-        match new {
-            Some(record) if dead(record) => {
-                let mut out = Writer::default();
-                if record.written().any(|w| w.merged) {
-                    let mut known = self.known.clone();
-                    known.join(&self.arriving);
-                    self.numbers.write_knowledge(&mut self.kv, &mut out, &known)?;
-                }
-                self.kv.put(Table::Tombstones, key, &out.0)
-            }
-            _ if old.is_some_and(dead) => self.kv.delete(Table::Tombstones, key),
-            _ => Ok(()),
+    fn put_tombstone(&mut self, key: &keys::UidKey, record: &Record) -> Result<(), KvError> {
+        let mut out = Writer::default();
+        if record.written().any(|w| w.merged) {
+            let mut known = self.known.clone();
+            known.join(&self.arriving);
+            self.numbers.write_knowledge(&mut self.kv, &mut out, &known)?;
         }
+        self.kv.put(Table::Tombstones, key, &out.0)
     }
 }
 

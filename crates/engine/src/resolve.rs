@@ -9,7 +9,7 @@ use anabranch_model::{Hlc, Knowledge, Record, ReplicaId, Time, Uid, Written};
 
 use crate::changes::delete;
 use crate::kv::{Kv, KvError, Table};
-use crate::records::{Policy, Records};
+use crate::records::{Old, Policy, Records};
 use crate::rules::{Rule, broken};
 
 /// Whose conflicts to resolve.
@@ -136,7 +136,7 @@ impl<K: Kv> Records<K> {
         };
         each(self, resolution)?;
         new.placement.written = self.resolved(now, &old);
-        self.replace(uid, Some((number, old)), Some(new), true)?;
+        self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
         Ok(true)
     }
 
@@ -154,9 +154,9 @@ impl<K: Kv> Records<K> {
         let version = self.issue(now);
         let mut history: Knowledge = old.history.clone();
         history.learn(version);
-        let mut time = Time { resolutions: old.time.resolutions + 1, ..old.time };
+        let mut time = Time { resolutions: old.time.resolutions.saturating_add(1), ..old.time };
         if broken(Rule::ResolutionsKeepTheClock) {
-            self.counters.clock = Hlc(self.counters.clock.0 + 1).max(now);
+            self.counters.clock = Hlc(self.counters.clock.0.saturating_add(1)).max(now);
             time = Time { clock: self.counters.clock, change: version, resolutions: 1 };
         }
         Written { version, time, history, merged: false }
@@ -175,7 +175,7 @@ impl<K: Kv> Records<K> {
                 let mut new = old.clone();
                 new.placement.value.parent = shown;
                 new.placement.written = self.resolved(now, &old);
-                self.replace(uid, Some((number, old)), Some(new), true)?;
+                self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
             }
         }
         self.settle()

@@ -360,3 +360,6 @@ fn join_unknown(a: &[u8], b: &[u8]) -> Box<[u8]> {
     }
     out.0.into()
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 use anabranch_model::{Knowledge, Record, Uid};
 
 use crate::kv::{Kv, KvError, Table};
-use crate::records::Records;
+use crate::records::{Old, Records};
 
 /// Rows read at a time.
 const CHUNK: usize = 256;
@@ -74,8 +74,8 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`KvError`].
     pub fn forget(&mut self, uid: Uid) -> Result<(), KvError> {
-        if let Some(old) = self.row(uid)? {
-            self.replace(uid, Some(old), None, false)?;
+        if let Some((number, old)) = self.row(uid)? {
+            self.replace(uid, Some(Old::of(number, &old)), None, false)?;
             self.settle()?;
         }
         Ok(())

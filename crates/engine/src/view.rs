@@ -102,6 +102,8 @@ pub(crate) struct View {
     marks: BTreeSet<Vec<u8>>,
     /// The last one first, so that there are never more of them than directories on one path and their siblings in one slot.
     rechecks: Vec<Recheck>,
+    /// A directory that is live by its record: many things are made in one directory, one after the other.
+    live_by_record: Option<Uid>,
 }
 
 /// One live thing in a slot.
@@ -276,7 +278,7 @@ impl<K: Kv> Records<K> {
             new.cut = cut;
             self.enter(uid, place, &new)?;
             self.derive(uid, &old, &new)?;
-            self.touched.insert(uid);
+            self.touch_uid(uid)?;
         }
         Ok(())
     }
@@ -293,6 +295,9 @@ impl<K: Kv> Records<K> {
 
     /// Before a record changes: the cycle that it is on may end.
     pub(crate) fn view_before(&mut self, uid: Uid, old: Option<&Place>) -> Result<(), KvError> {
+        if self.view.live_by_record == Some(uid) {
+            self.view.live_by_record = None;
+        }
         if self.counters.cuts > 0 && old.is_some_and(|place| place.directory) {
             for (uid, place) in self.cycle(uid)?.unwrap_or_default() {
                 self.set_cut(uid, &place, false)?;
@@ -370,7 +375,14 @@ impl<K: Kv> Records<K> {
     /// A live thing is in this directory now: it is live, and what it is in. Says which became so.
     fn support(&mut self, mut uid: Uid) -> Result<Vec<Uid>, KvError> {
         let mut born = Vec::new();
-        while let Some(place) = self.place_of(uid)?.filter(|place| place.directory && !place.live) {
+        if self.view.live_by_record == Some(uid) {
+            return Ok(born);
+        }
+        while let Some(place) = self.place_of(uid)?.filter(|place| place.directory) {
+            if place.live {
+                self.view.live_by_record = Some(uid);
+                break;
+            }
             let old = self.derived(uid)?;
             if old.kept {
                 break;
@@ -378,7 +390,7 @@ impl<K: Kv> Records<K> {
             let new = Derived { kept: true, ..old.clone() };
             self.derive(uid, &old, &new)?;
             self.enter(uid, &place, &new)?;
-            self.touched.insert(uid);
+            self.touch_uid(uid)?;
             born.push(uid);
             uid = place.parent;
         }
@@ -432,7 +444,7 @@ impl<K: Kv> Records<K> {
         }
         let old = self.derived(uid)?;
         self.derive(uid, &old, &Derived::default())?;
-        self.touched.insert(uid);
+        self.touch_uid(uid)?;
         Ok(())
     }
 
@@ -473,7 +485,7 @@ impl<K: Kv> Records<K> {
         let mut names: Vec<&[u8]> = Vec::new();
         for (key, flags) in &rows {
             let Some((_, name, uid)) = keys::split_slot(key) else { continue };
-            self.touched.insert(self.numbers.uid(&uid)?);
+            self.touch_uid(self.numbers.uid(&uid)?)?;
             if flags.first().is_some_and(|flags| flags & DERIVED_NAME == 0) && names.last() != Some(&name) {
                 names.push(name);
             }
@@ -588,7 +600,9 @@ impl<K: Kv> Records<K> {
         self.derive(shown, &old, &Derived { group, ..old.clone() })?;
         for (uid, before) in changed {
             let directory = self.numbers.key(&mut self.kv, uid)?;
-            self.touched.extend([uid, before, shown]);
+            for touched in [uid, before, shown] {
+                self.touch_uid(touched)?;
+            }
             self.view.rechecks.push(Recheck { directory, before, after: shown, cursor: directory.to_vec() });
         }
         Ok(())
@@ -605,7 +619,7 @@ impl<K: Kv> Records<K> {
         if (file.flags & HIDDEN != 0) == hidden {
             return Ok(());
         }
-        self.touched.insert(file.uid);
+        self.touch_uid(file.uid)?;
         self.kv.put(Table::Slots, &file.key, &[if hidden { HIDDEN } else { 0 }])?;
         if self.settings.policy == Policy::KeepBeside {
             let (Some((parent, _, uid)), Some(place)) = (keys::split_slot(&file.key), self.place_of(file.uid)?) else {
@@ -642,7 +656,7 @@ impl<K: Kv> Records<K> {
             let Some(last) = records.last() else { break };
             after = Some(last.uid);
             for record in &records {
-                self.touched.insert(record.uid);
+                self.touch_uid(record.uid)?;
                 let kept = self.derived(record.uid)?.kept;
                 // A parent may have come into the view already, for the sake of what is in it.
                 let place = Place::of(record);

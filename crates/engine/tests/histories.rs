@@ -6,11 +6,7 @@ mod scenarios;
 mod world;
 
 use anabranch_engine::Policy;
-
-/// Seeds in a test run: about ten seconds of one core, unoptimised. `ANABRANCH_HISTORIES` asks for more.
-fn count(default: u64) -> u64 {
-    std::env::var("ANABRANCH_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
-}
+use world::count;
 
 fn run(check: fn(u64, Policy, bool) -> Option<String>, policy: Policy, count: u64) {
     for seed in 0..count {

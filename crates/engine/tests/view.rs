@@ -18,7 +18,7 @@ const OTHER: ReplicaId = ReplicaId([7; 16]);
 
 /// UIDs of two replicas, whose interned numbers are not in the order of their ids.
 fn uid(number: usize) -> Uid {
-    let replica = ReplicaId([if number % 2 == 0 { 9 } else { 3 }; 16]);
+    let replica = ReplicaId([if number.is_multiple_of(2) { 9 } else { 3 }; 16]);
     Uid(Version { replica, sequence: Sequence(number as u64 + 1) })
 }
 
@@ -155,7 +155,7 @@ fn run(seed: u64, policy: Policy, seen: &mut BTreeMap<&'static str, u64>) -> Res
 
 #[test]
 fn the_incremental_view_is_the_plain_one() {
-    let count = std::env::var("ANABRANCH_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(150);
+    let count = world::count(100);
     let mut seen = BTreeMap::new();
     for seed in 0..count {
         for policy in [Policy::Preserve, Policy::KeepBeside] {

@@ -30,7 +30,12 @@ fn wrong_view(replicas: &[Replica]) -> Option<String> {
 pub(crate) fn history(seed: u64, policy: Policy, watch: bool) -> Option<String> {
     let mut random = Random::new(2 * seed + u64::from(policy == Policy::KeepBeside));
     let kind = [Kind::Together, Kind::Single, Kind::Together, Kind::Apart][(seed % 4) as usize];
-    let mut replicas = start(&mut random, 3 + usize::from(seed % 3 != 0) + usize::from(seed % 5 == 0), policy, watch);
+    let mut replicas = start(
+        &mut random,
+        3 + usize::from(!seed.is_multiple_of(3)) + usize::from(seed.is_multiple_of(5)),
+        policy,
+        watch,
+    );
     let mut users = Users::default();
     users.apart = kind == Kind::Apart;
     let links = links(&mut random, replicas.len());

@@ -18,6 +18,12 @@ use anabranch_model::{Content, Hlc, Record, ReplicaId, Uid};
 
 pub(crate) use random::Random;
 
+/// Seeds in a test run; `ANABRANCH_HISTORIES` asks for more.
+#[allow(clippy::disallowed_methods, reason = "a run of the tests by hand may take longer")]
+pub(crate) fn count(default: u64) -> u64 {
+    std::env::var("ANABRANCH_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
 pub(crate) const PAGE_BYTES: usize = 1 << 20;
 
 /// The file content that stands for a value.

@@ -170,25 +170,25 @@ impl Users {
                     self.create(random, here, parent, &to, act < 14, now);
                 }
             }
-            act @ ..52 if !files.is_empty() => {
+            act @ 30..52 if !files.is_empty() => {
                 let uid = pick(random, &files);
                 self.write(random, here, uid, now, act > 45);
             }
-            ..66 => {
+            52..66 => {
                 let uid = pick(random, &mine);
                 self.place(here, (uid, parent, to), now, false);
             }
-            ..78 => {
+            66..78 => {
                 let uid = pick(random, &mine);
                 self.delete(here, uid, now);
             }
-            ..81 => {
+            78..81 => {
                 let (uid, clock) = (pick(random, &mine), here.clock(now));
                 let mode = u32::try_from(random.below(0o7777)).unwrap();
                 let value = Attributes { mode, ..Attributes::default() };
                 here.step(|records| records.set_attributes(clock, uid, value, None).unwrap());
             }
-            ..86 if !files.is_empty() => {
+            81..86 if !files.is_empty() => {
                 let (one, two) = (*random.choice(&files), pick(random, &files));
                 let to = &shown[&two];
                 self.place(here, (one, to.parent, to.name.to_string()), now, true);
