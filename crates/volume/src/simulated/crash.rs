@@ -190,7 +190,7 @@ impl Disk {
     pub(super) fn crash(&mut self, seed: u64) -> Wreck {
         let mut rng = Rng::new(seed);
         let before = self.contents();
-        let unfinished: BTreeSet<u64> = self.users.values().map(|u| u.inode).collect();
+        let unfinished: BTreeSet<u64> = self.users.values().filter(|u| u.wrote).map(|u| u.inode).collect();
         let mut wreck = Wreck { names_pending: self.state.log.len(), ..Wreck::default() };
         wreck.names_lost = self.lose_names(&mut rng);
         self.forget_processes(true);

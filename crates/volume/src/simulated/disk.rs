@@ -89,6 +89,8 @@ pub(super) struct Inode {
     pub(super) place: Option<(u64, Name)>,
     /// Its data was last changed by a user.
     pub(super) by_user: bool,
+    /// Its last name was taken by a user.
+    pub(super) removed_by_user: bool,
     /// Something else is mounted on it.
     pub(super) foreign: bool,
     pub(super) cookie: u64,
@@ -228,6 +230,7 @@ impl Disk {
             links: 0,
             place: None,
             by_user: false,
+            removed_by_user: false,
             foreign: false,
             cookie: 1,
             opens: 0,

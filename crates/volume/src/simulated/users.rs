@@ -117,7 +117,7 @@ pub(super) struct UserOpen {
     pub(super) opened: bool,
     path: Vec<u8>,
     mode: Mode,
-    wrote: bool,
+    pub(super) wrote: bool,
     todo: Vec<Step>,
 }
 
@@ -178,6 +178,10 @@ impl Disk {
     }
 
     fn finish(&mut self, path: &[u8], number: u64) {
+        // What people removed while somebody wrote it is gone by their own doing; not so what replication removed.
+        if self.inode(number).is_ok_and(|i| i.links == 0 && i.removed_by_user) {
+            return;
+        }
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
             self.deeds.push(Deed::Finished { path: path.to_vec(), content });
         }
@@ -232,10 +236,11 @@ impl Disk {
 
     fn user_change(&mut self, id: u64, stamps: bool, change: impl FnOnce(&mut Data)) {
         let Some(user) = self.users.get_mut(&id) else { return };
-        let (number, path, first) = (user.inode, user.path.clone(), !user.wrote);
+        let (number, path) = (user.inode, user.path.clone());
         user.wrote = true;
-        // An empty file that was only just made is nothing that anybody had seen.
-        if first && self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) {
+        // Each time: another program on this machine may have finished something in between, and what one program
+        // does to another's file here is their affair. An empty file is nothing that anybody had seen.
+        if self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) {
             self.end(&path, number);
         }
         // The inode is there as long as the handle is.
@@ -270,12 +275,20 @@ impl Disk {
         }
     }
 
+    fn note_removed(&mut self, number: u64) {
+        if let Ok(inode) = self.inode_mut(number) {
+            inode.removed_by_user = inode.links == 0;
+        }
+    }
+
     fn remove_all(&mut self, path: &[u8]) -> io::Result<()> {
         let (dir, name) = self.resolve(path)?;
         let number = self.existing(dir, name)?;
         if self.inode(number)?.kind != Kind::Directory {
             self.end(path, number);
-            return self.remove(dir, name, false).map(drop);
+            self.remove(dir, name, false)?;
+            self.note_removed(number);
+            return Ok(());
         }
         let names: Vec<_> = self.inode(number)?.entries.keys().cloned().collect();
         for child in names {
@@ -397,6 +410,7 @@ impl SimFs {
         let victim = disk.entry(other.0, other.1)?.filter(|&v| v != number);
         let lost = victim.and_then(|v| disk.inode(v).ok().and_then(Thing::of));
         disk.rename(one, other, true)?;
+        victim.into_iter().for_each(|v| disk.note_removed(v));
         if let Some(content) = lost {
             disk.deeds.push(Deed::Ended { path: to.to_vec(), content });
         }
@@ -455,6 +469,7 @@ impl SimFs {
         let directory = disk.inode(number)?.kind == Kind::Directory;
         let content = disk.inode(number).ok().and_then(Thing::of);
         disk.remove(dir, name, directory)?;
+        disk.note_removed(number);
         if let Some(content) = content {
             disk.deeds.push(Deed::Ended { path: path.to_vec(), content });
         }
