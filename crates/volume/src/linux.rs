@@ -285,14 +285,14 @@ impl Fs for LinuxFs {
 
     fn read_attributes(&self, dir: &LinuxDir, name: &[u8]) -> io::Result<Attributes> {
         let fd = open::pin(dir.as_fd(), name, OFlags::empty())?;
-        look::check_home(fd.as_fd(), &self.inner.place)?;
-        attributes::read(fd.as_fd(), &self.inner.principals)
+        let s = look::check_home(fd.as_fd(), &self.inner.place)?;
+        attributes::read(fd.as_fd(), &s, &self.inner.principals)
     }
 
     fn write_attributes(&self, dir: &LinuxDir, name: &[u8], wanted: &Attributes) -> io::Result<Attributes> {
         let fd = open::pin(dir.as_fd(), name, OFlags::empty())?;
-        look::check_home(fd.as_fd(), &self.inner.place)?;
-        attributes::write(fd.as_fd(), wanted, &self.inner.principals, self.inner.abilities.owners)
+        let s = look::check_home(fd.as_fd(), &self.inner.place)?;
+        attributes::write(fd.as_fd(), &s, wanted, &self.inner.principals, self.inner.abilities.owners)
     }
 
     fn set_mtime(&self, dir: &LinuxDir, name: &[u8], mtime: Timestamp) -> io::Result<()> {

@@ -13,7 +13,7 @@ use std::process::Command;
 use anabranch_model::{Attributes, Owner, Timestamp};
 use anabranch_volume::fs::{Fs, Kind};
 use anabranch_volume::linux::LinuxFs;
-use common::{must, on_each};
+use common::{has, must, on_each};
 
 fn owner(number: u32) -> Owner {
     Owner { number, name: None }
@@ -440,5 +440,41 @@ fn fifos_and_devices_are_seen_and_never_opened() {
         fs::hard_link(path.join("private"), path.join("second")).unwrap();
         assert_eq!(fs.open_private(&root, b"private").unwrap_err().kind(), io::ErrorKind::InvalidInput);
         fs::set_permissions(path.join("second"), fs::Permissions::from_mode(0o600)).unwrap();
+    });
+}
+
+#[test]
+fn what_the_system_s_own_tools_set_is_read_and_given_to_another_file_as_it_is() {
+    if !has("setfacl") {
+        return;
+    }
+    on_each(|m| {
+        let path = m.dir("root");
+        let fs = LinuxFs::open(&path).unwrap();
+        let root = fs.root();
+        for name in ["one", "two"] {
+            fs::create_dir(path.join(name)).unwrap();
+        }
+        must("setfacl", &["-m", "u:1000:rwx,g:2000:r-x,m::rx"], &path.join("one"));
+        must("setfacl", &["-d", "-m", "u:1000:rwx,g:2000:---"], &path.join("one"));
+        must("setfattr", &["-n", "user.tool", "-v", "value"], &path.join("one"));
+        must("chown", &["daemon:daemon"], &path.join("one"));
+        must("chmod", &["g+s,+t"], &path.join("one"));
+        let wanted = fs.read_attributes(&root, b"one").unwrap();
+        assert_eq!(wanted.owner.name.as_deref(), Some("daemon"));
+        assert_eq!(fs.write_attributes(&root, b"two", &wanted).unwrap(), wanted);
+        let shown = |name: &str| {
+            let output = Command::new("getfacl").args(["-c", "-n"]).arg(path.join(name)).output().unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        };
+        assert_eq!(shown("one"), shown("two"));
+        assert!(shown("two").contains("default:user:1000:rwx"), "{}", shown("two"));
+        // And all of it goes again.
+        let plain = attributes(0o755);
+        assert_eq!(fs.write_attributes(&root, b"two", &plain).unwrap(), plain);
+        // The name counts where it resolves, whatever number it has elsewhere.
+        let mut elsewhere = plain;
+        elsewhere.owner = Owner { number: 54_321, name: Some("daemon".into()) };
+        assert_eq!(fs.write_attributes(&root, b"two", &elsewhere).unwrap().owner, wanted.owner);
     });
 }

@@ -6,14 +6,15 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind::PermissionDenied;
 use std::io::Write as _;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anabranch_model::Timestamp;
-use anabranch_volume::fs::{Fs, Object};
+use anabranch_model::{Owner, Timestamp};
+use anabranch_volume::fs::{Fs, Lease, Object};
 use anabranch_volume::linux::LinuxFs;
 use anabranch_volume::watch::{Hint, Options, WatchKind, Watcher};
 use common::mirror::Mirror;
@@ -579,14 +580,16 @@ fn scan_only_has_an_open_and_silent_channel() {
 /// What follows the hints ends with the very tree that is there, however wild the changes.
 #[test]
 fn a_mirror_that_follows_the_hints_stays_true() {
-    const ROUNDS: u64 = 25;
+    const ROUNDS: u64 = 12;
     const STEPS: u32 = 60;
     on_each(|m| {
         for best in BOTH {
             for seed in 1..=2 {
                 let path = m.dir(&format!("{best:?}{seed}"));
                 let outside = m.dir(&format!("out{best:?}{seed}"));
-                let w = Watched::new(path.clone(), quick(best));
+                // The longer the watcher waits, the further the tree is ahead of the events.
+                let settle = Duration::from_millis(seed * 3);
+                let w = Watched::new(path.clone(), Options { settle, ..quick(best) });
                 let mut mirror = Mirror::new(w.fs.clone());
                 for round in 0..ROUNDS {
                     let (inside, outside) = (path.clone(), outside.clone());
@@ -599,23 +602,32 @@ fn a_mirror_that_follows_the_hints_stays_true() {
                         }
                     }
                     changes.join().unwrap();
-                    // Twice, as in `settle`; all files are closed, so no write waits.
-                    for end in [format!("end {round}"), format!("very end {round}")] {
-                        fs::write(w.path.join(&end), b"").unwrap();
-                        while !mirror.root_has(end.as_bytes()) {
-                            let batch = w.watcher.hints().recv_timeout(PATIENCE).expect("a hint of the end");
-                            mirror.follow(&batch);
-                        }
-                    }
-                    let truth = Mirror::new(w.fs.clone());
-                    let (shown, truth) = (mirror.shown(), truth.shown());
-                    let missed: Vec<_> = truth.iter().filter(|(path, line)| shown.get(*path) != Some(line)).collect();
-                    assert_eq!(missed, [], "{best:?}, seed {seed}, round {round}");
-                    assert_eq!(shown.len(), truth.len(), "{best:?}, seed {seed}, round {round}");
+                    agree(&w, &mut mirror, &format!("{best:?}, seed {seed}, round {round}"));
+                    // A directory that is not watched any more would show now.
+                    let probes: Vec<_> = mirror.folders().iter().map(|f| w.path.join(f).join("probe")).collect();
+                    probes.iter().for_each(|probe| fs::write(probe, b"").unwrap());
+                    agree(&w, &mut mirror, &format!("{best:?}, seed {seed}, probe {round}"));
+                    probes.iter().for_each(|probe| fs::remove_file(probe).unwrap());
                 }
             }
         }
     });
+}
+
+/// Waits until all that happened came out, and compares the mirror with the tree.
+fn agree(w: &Watched, mirror: &mut Mirror, when: &str) {
+    // Twice, as in `settle`; all files are closed, so no write waits.
+    for end in [format!("end of {when}"), format!("very end of {when}")] {
+        fs::write(w.path.join(&end), b"").unwrap();
+        while !mirror.root_has(end.as_bytes()) {
+            let batch = w.watcher.hints().recv_timeout(PATIENCE).expect("a hint of the end");
+            mirror.follow(&batch);
+        }
+    }
+    let (shown, truth) = (mirror.shown(), Mirror::new(w.fs.clone()).shown());
+    let missed: Vec<_> = truth.iter().filter(|(path, line)| shown.get(*path) != Some(line)).collect();
+    assert_eq!(missed, [], "{when}");
+    assert_eq!(shown.len(), truth.len(), "{when}");
 }
 
 /// This program again, as an ordinary user without any capability, on a folder of his.
@@ -637,22 +649,48 @@ fn an_ordinary_user_watches_by_inotify() {
         let b = w.object("a/b");
         assert!(w.directories.contains(&b) || w.entries.contains(&(b, b"file".to_vec(), true)));
         mirror.rescan();
+        // What could not be read is watched as soon as it can be.
+        fs::DirBuilder::new().mode(0).create(w.path.join("shut")).unwrap();
+        w.settle();
+        fs::set_permissions(w.path.join("shut"), fs::Permissions::from_mode(0o700)).unwrap();
+        w.settle();
+        let shut = w.object("shut");
+        w.forget();
+        fs::write(w.path.join("shut/file"), b"1").unwrap();
+        w.settle();
+        w.expect(&shut, "file", true);
+        assert_eq!(w.watcher.kind(), WatchKind::Inotify);
         // Root alone may give files away; a part that cannot be held is left, and no error.
         let mut wanted = w.fs.read_attributes(&w.fs.root(), b"a").unwrap();
         let held = wanted.clone();
         wanted.owner.number = 0;
         wanted.owner.name = None;
         assert_eq!(w.fs.write_attributes(&w.fs.root(), b"a", &wanted).unwrap(), held);
+        // A group of his own he may set, another one not.
+        wanted.group = Owner { number: 65533, name: None };
+        assert_eq!(w.fs.write_attributes(&w.fs.root(), b"a", &wanted).unwrap().group.number, 65533);
+        wanted.group.number = 1;
+        assert_eq!(w.fs.write_attributes(&w.fs.root(), b"a", &wanted).unwrap().group.number, 65533);
+        // A lease on another's file needs a capability, and so does finding by handle.
+        let foreign = w.fs.open_file(&w.fs.root(), b"of root").unwrap();
+        assert_eq!(w.fs.lease(&foreign).unwrap(), Lease::Unavailable);
+        let object = w.fs.stat_file(&foreign).unwrap().object;
+        assert_eq!(w.fs.locate(&object).unwrap_err().kind(), std::io::ErrorKind::Unsupported);
+        // What he may not read is an error, and not an empty listing.
+        assert_eq!(w.fs.list(&w.fs.open_dir(&w.fs.root(), b"closed").unwrap()).unwrap_err().kind(), PermissionDenied);
         return;
     }
     on_each(|m| {
         let folder = m.dir("folder");
         must("chown", &["65534:65534"], &folder);
+        fs::write(folder.join("of root"), b"1").unwrap();
+        fs::create_dir(folder.join("closed")).unwrap();
+        fs::set_permissions(folder.join("closed"), fs::Permissions::from_mode(0o700)).unwrap();
         let program = m.path().join("program");
         fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
         fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
         let output = Command::new("setpriv")
-            .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all"])
+            .args(["--reuid=65534", "--regid=65534", "--groups=65533", "--inh-caps=-all", "--bounding-set=-all"])
             .arg(&program)
             .args(["--exact", test, "--nocapture"])
             .env(FOLDER, &folder)

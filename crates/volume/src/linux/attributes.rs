@@ -33,26 +33,26 @@ pub(super) fn may_give_away() -> bool {
     rustix::thread::capabilities(None).is_ok_and(|c| c.effective.contains(CapabilitySet::CHOWN))
 }
 
-/// Reads the attributes of a pinned file or directory; of a symlink only the owners (mode 0, no xattrs).
-pub(super) fn read(fd: BorrowedFd<'_>, principals: &Principals) -> io::Result<Attributes> {
-    let s = look::by_descriptor(fd)?;
-    let (mode, xattrs) = match file_type(&s)? {
+/// Reads the attributes of a pinned file or directory, of which `s` was just read; of a symlink only the owners (mode
+/// 0, no xattrs).
+pub(super) fn read(fd: BorrowedFd<'_>, s: &Statx, principals: &Principals) -> io::Result<Attributes> {
+    let (mode, xattrs) = match file_type(s)? {
         FileType::Symlink => (0, Xattrs::new()),
-        kind => (permissions(&s), read_xattrs(&proc_path(fd), kind == FileType::Directory)?),
+        kind => (permissions(s), read_xattrs(&proc_path(fd), kind == FileType::Directory)?),
     };
     Ok(Attributes { mode, owner: principals.user(s.stx_uid)?, group: principals.group(s.stx_gid)?, xattrs })
 }
 
-/// Applies attributes to a pinned entry, and returns what is there afterwards. See [`crate::fs::Fs::write_attributes`].
+/// Applies attributes to a pinned entry, of which `before` was just read, and returns what is there afterwards. See [`crate::fs::Fs::write_attributes`].
 pub(super) fn write(
     fd: BorrowedFd<'_>,
+    before: &Statx,
     wanted: &Attributes,
     principals: &Principals,
     owners: bool,
 ) -> io::Result<Attributes> {
-    let before = look::by_descriptor(fd)?;
-    let kind = file_type(&before)?;
-    write_owners(fd, &before, wanted, principals, owners)?;
+    let kind = file_type(before)?;
+    write_owners(fd, before, wanted, principals, owners)?;
     if kind != FileType::Symlink {
         let path = proc_path(fd);
         let now = read_xattrs(&path, kind == FileType::Directory)?;
@@ -62,12 +62,12 @@ pub(super) fn write(
         write_xattrs(&path, &now, wanted, |name| name.starts_with(USER))?;
         write_xattrs(&path, &now, wanted, |name| name == NTACL)?;
     }
-    read(fd, principals)
+    read(fd, &look::by_descriptor(fd)?, principals)
 }
 
 /// What can carry attributes; sockets, devices and FIFOs are left alone.
 fn file_type(s: &Statx) -> io::Result<FileType> {
-    match FileType::from_raw_mode(u32::from(s.stx_mode)) {
+    match look::file_type(s) {
         kind @ (FileType::RegularFile | FileType::Directory | FileType::Symlink) => Ok(kind),
         _ => Err(io::Error::new(io::ErrorKind::InvalidInput, "neither file, directory nor symlink")),
     }

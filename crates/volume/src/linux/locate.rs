@@ -92,7 +92,7 @@ fn beneath_root(root: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<Option<V
 /// at hand, or none at all, and then nothing is known of where it is.
 fn outside_or_unknown(fd: BorrowedFd<'_>) -> io::Result<Option<(Object, Vec<u8>)>> {
     let s = look::by_descriptor(fd)?;
-    let directory = rustix::fs::FileType::from_raw_mode(u32::from(s.stx_mode)) == rustix::fs::FileType::Directory;
+    let directory = look::file_type(&s) == rustix::fs::FileType::Directory;
     // A file without a name at hand is shown as `/`.
     let named = open::proc_link(fd)?.len() > 1;
     if directory || (named && s.stx_nlink == 1) { Ok(None) } else { Err(unknown()) }

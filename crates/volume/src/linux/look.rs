@@ -120,13 +120,18 @@ pub(super) fn open(fd: BorrowedFd<'_>, place: &Place) -> io::Result<Stat> {
     Ok(stat(&s, object.unwrap_or_else(|| handle::fallback(&s)), place))
 }
 
-/// Refuses what is in another mount or subvolume; says what kind it is.
-pub(super) fn check_home(fd: BorrowedFd<'_>, place: &Place) -> io::Result<FileType> {
+/// Refuses what is in another mount or subvolume; says what it is.
+pub(super) fn check_home(fd: BorrowedFd<'_>, place: &Place) -> io::Result<Statx> {
     let s = by_descriptor(fd)?;
     if place.is_foreign(&s) {
         return Err(io::Error::new(io::ErrorKind::CrossesDevices, "another mount or subvolume"));
     }
-    Ok(FileType::from_raw_mode(u32::from(s.stx_mode)))
+    Ok(s)
+}
+
+/// The type that a `statx` tells.
+pub(super) fn file_type(s: &Statx) -> FileType {
+    FileType::from_raw_mode(u32::from(s.stx_mode))
 }
 
 /// The hard links of an open thing.

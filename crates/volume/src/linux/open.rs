@@ -60,7 +60,7 @@ pub(super) fn readable(dir: BorrowedFd<'_>) -> io::Result<OwnedFd> {
 /// It is pinned and looked at first, so that a device is never opened, not even for an instant.
 pub(super) fn regular(dir: BorrowedFd<'_>, name: &[u8], place: &Place, flags: OFlags) -> io::Result<OwnedFd> {
     let pinned = pin(dir, name, OFlags::empty())?;
-    if look::check_home(pinned.as_fd(), place)? != FileType::RegularFile {
+    if look::file_type(&look::check_home(pinned.as_fd(), place)?) != FileType::RegularFile {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let flags = flags | OFlags::NONBLOCK | OFlags::CLOEXEC | OFlags::NOCTTY;

@@ -108,7 +108,7 @@ impl Fanotify {
             let verdict = if is_reserved(place.name) {
                 Verdict::Reserved
             } else {
-                let verdict = self.verdict(&directory, pending);
+                let verdict = self.verdict(&directory);
                 if verdict != Verdict::Inside {
                     self.drop_one(directory.clone(), verdict);
                 }
@@ -141,15 +141,12 @@ impl Fanotify {
         }
     }
 
-    fn verdict(&mut self, directory: &Object, pending: &mut Pending) -> Verdict {
+    fn verdict(&mut self, directory: &Object) -> Verdict {
         if let Some(verdict) = self.verdicts.get(directory) {
             return *verdict;
         }
         let known = self.known.as_ref().is_some_and(|known| known(directory));
         let verdict = if known { Verdict::Inside } else { self.look(directory) };
-        if verdict == Verdict::Inside && self.dropped.remove(directory).is_some() {
-            pending.directory(directory);
-        }
         if self.verdicts.len() >= VERDICTS_MAX {
             self.verdicts.clear();
         }

@@ -139,7 +139,8 @@ impl Inotify {
             self.look(watch, name, pending);
         } else if event.what.contains(ReadFlags::DELETE) {
             self.take_off(event.watch, name);
-        } else if event.what.contains(ReadFlags::CREATE) && !node.children.contains_key(name) {
+        } else if event.what.intersects(ReadFlags::CREATE | ReadFlags::ATTRIB) && !node.children.contains_key(name) {
+            // By its attributes: one that could not be read before, and perhaps can be now.
             self.look(event.watch, name, pending);
         }
     }
@@ -239,7 +240,8 @@ impl Inotify {
             let Ok(stat) = self.fs.stat_dir(&dir) else { continue };
             let watch = match inotify::add_watch(&self.instance, proc_path(dir.as_fd()).path(), MASK) {
                 Ok(watch) => watch,
-                Err(Errno::NOENT) => continue,
+                // Not readable, so not to be scanned either; a change of that shows as one of its attributes.
+                Err(Errno::NOENT | Errno::ACCESS) => continue,
                 Err(error) => {
                     self.gap(error, pending.as_deref_mut());
                     continue;

@@ -79,6 +79,11 @@ impl Mirror {
         shown
     }
 
+    /// The directories of the picture, by path.
+    pub(crate) fn folders(&self) -> Vec<PathBuf> {
+        self.shown().into_iter().filter(|(_, line)| line.starts_with("Directory")).map(|(path, _)| path).collect()
+    }
+
     fn look(&mut self, directory: &Object, dir: &LinuxDir, name: &[u8]) {
         let Ok(stat) = self.fs.stat(dir, name) else { return };
         let names = self.directories.entry(directory.clone()).or_default();
@@ -133,7 +138,7 @@ impl Mirror {
 }
 
 /// Changes a tree at random: files and directories made, written, renamed, replaced, exchanged, removed, moved out of
-/// the folder and back in.
+/// the folder and back in. With odd seeds directories only.
 pub(crate) fn change_wildly(folder: &Path, outside: &Path, seed: u64, steps: u32) {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let mut below = |n: u64| {
@@ -150,8 +155,9 @@ pub(crate) fn change_wildly(folder: &Path, outside: &Path, seed: u64, steps: u32
             path
         };
         let (one, other) = (path(), path());
+        let what = if seed % 2 == 1 { [0, 0, 0, 6, 6, 6, 8, 8, 8, 10][below(10) as usize] } else { below(10) };
         // Most of these fail for want of a parent, or over one that is not empty: that is as it should be.
-        let _ = match below(10) {
+        let _ = match what {
             0..3 => fs::create_dir_all(&one),
             3..5 => fs::write(&one, vec![b'x'; step as usize % 100]),
             5 => fs::set_permissions(&one, fs::Permissions::from_mode(0o700 + step % 64)),
@@ -160,6 +166,7 @@ pub(crate) fn change_wildly(folder: &Path, outside: &Path, seed: u64, steps: u32
                 let exchange = rustix::fs::RenameFlags::EXCHANGE;
                 rustix::fs::renameat_with(rustix::fs::CWD, &one, rustix::fs::CWD, &other, exchange).map_err(Into::into)
             }
+            10 => fs::remove_dir_all(&one),
             _ if below(3) == 0 => fs::remove_dir_all(&one),
             _ => fs::remove_file(&one),
         };
