@@ -43,6 +43,8 @@ struct Fate {
     handled: BTreeSet<usize>,
     /// The only disk that had it lost it.
     taken: bool,
+    /// A disk made it of what a user had written: it is there, and nobody asks for it.
+    made: bool,
 }
 
 /// Knows what people did.
@@ -105,7 +107,7 @@ impl Oracle {
             }
             Deed::Damaged { before, after } => {
                 self.disturbed = Some(now);
-                self.fates.entry(after).or_default();
+                self.fates.entry(after).or_default().made = true;
                 self.take(&before, elsewhere);
             }
         }
@@ -123,7 +125,7 @@ impl Oracle {
         for changed in &wreck.changed {
             if changed.by_user {
                 // The disk made it of what a user wrote: from now on it is there like any content.
-                self.fates.entry(changed.after.clone()).or_default();
+                self.fates.entry(changed.after.clone()).or_default().made = true;
             } else if !changed.path.starts_with(b".anabranch/") {
                 out.push(Violation {
                     invariant: "No invention",
@@ -153,9 +155,7 @@ impl Oracle {
     ) {
         self.disturbed = Some(now);
         for content in there {
-            if !self.fates.contains_key(content) {
-                self.fates.insert(content.clone(), Fate::default());
-            }
+            self.fates.entry(content.clone()).or_default().made = true;
         }
         gone.iter().for_each(|content| self.take(content, elsewhere));
     }
@@ -173,7 +173,7 @@ impl Oracle {
         let mut unfinished: Option<Vec<Thing>> = None;
         for (path, entry) in fs.tree() {
             let Some(content) = entry.content else { continue };
-            if self.fates.get(&content).is_some() {
+            if self.fates.get(&content).is_some_and(|f| f.finished > 0 || f.made) {
                 continue;
             }
             if unfinished.get_or_insert_with(|| fs.unfinished()).contains(&content) {

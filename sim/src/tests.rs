@@ -1,1 +1,116 @@
+//! The simulator tried with replicas that do nothing, or do wrong: what the oracle must notice.
 
+use anabranch_model::Hlc;
+use anabranch_volume::fs::{Fs, Kind};
+use anabranch_volume::simulated::SimFs;
+
+use crate::history::{self, Outcome};
+use crate::machine::{Figures, Input, Kept, Machine, Output, Start};
+use crate::plan::{Plan, Trouble};
+
+/// What a wrong replica does when it is called.
+type Deed = fn(&SimFs);
+
+/// A replica that replicates nothing and always says that it is done.
+struct Wrong {
+    fs: SimFs,
+    deed: Deed,
+}
+
+impl Machine for Wrong {
+    fn handle(&mut self, _now: Hlc, _input: Input) -> Result<(), String> {
+        (self.deed)(&self.fs);
+        Ok(())
+    }
+    fn poll(&mut self) -> Option<Output> {
+        None
+    }
+    fn deadline(&self) -> Option<Hlc> {
+        None
+    }
+    fn settled(&self) -> bool {
+        true
+    }
+    fn waits(&self) -> Vec<String> {
+        Vec::new()
+    }
+    fn preserved(&self) -> Result<Vec<Kept>, String> {
+        Ok(Vec::new())
+    }
+    fn versions(&self) -> Result<Vec<(String, [u8; 32])>, String> {
+        Ok(vec![("a version".into(), [self.fs.tree().len() as u8; 32])])
+    }
+    fn figures(&self) -> Figures {
+        Vec::new()
+    }
+    fn close(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+fn run(seed: u64, deed: Deed) -> Outcome {
+    let open = move |start: Start| Ok(Box::new(Wrong { fs: start.fs, deed }) as Box<dyn Machine>);
+    history::run(Plan::of(seed), &open, false)
+}
+
+fn caught(deed: Deed, invariant: &str) -> usize {
+    (0..20).filter(|&seed| run(seed, deed).violations.iter().any(|v| v.invariant == invariant)).count()
+}
+
+fn nothing(_: &SimFs) {}
+
+/// Installs without making durable, and something that nobody wrote.
+fn invents(fs: &SimFs) {
+    if let Ok(file) = fs.create_file(&fs.root(), b"invented") {
+        let _ = fs.write_at(&file, b"half a fi", 0);
+    }
+}
+
+/// Removes the first file that it finds, and keeps no copy.
+fn erases(fs: &SimFs) {
+    let root = fs.root();
+    let found = fs.list(&root).unwrap_or_default();
+    if let Some(file) = found.iter().find(|e| e.kind == Some(Kind::File)) {
+        let _ = fs.remove_file(&root, &file.name);
+    }
+}
+
+/// Leaves a private file in the tree.
+fn litters(fs: &SimFs) {
+    drop(fs.create_symlink(&fs.root(), b".anabranch-left", b"x"));
+}
+
+#[test]
+fn whoever_does_nothing_does_not_converge() {
+    assert!(caught(nothing, "Convergence") >= 15);
+    assert_eq!(caught(nothing, "No invention"), 0);
+    assert_eq!(caught(nothing, "Progress"), 0);
+}
+
+#[test]
+fn a_lost_file_is_missed_and_an_invented_one_is_noticed() {
+    assert!(caught(erases, "No loss") >= 10);
+    assert!(caught(invents, "No invention") >= 19);
+    assert!(caught(litters, "Bounds") + caught(litters, "No invention") >= 19);
+    assert!(caught(nothing, "Once") >= 10, "the wrong replica gives one version different values");
+}
+
+#[test]
+fn a_seed_is_a_history() {
+    for seed in 0..10 {
+        let (one, two) = (run(seed, nothing), run(seed, nothing));
+        assert_eq!(one.digest, two.digest, "seed {seed}");
+        assert!(one.counters.of("operations") >= 200, "seed {seed}");
+    }
+}
+
+#[test]
+fn histories_have_enough_troubles_on_average() {
+    const PLANS: u64 = 2000;
+    let plans: Vec<Plan> = (0..PLANS).map(Plan::of).collect();
+    for trouble in [Trouble::PowerCut, Trouble::Partition, Trouble::BrokenPass] {
+        let count = plans.iter().flat_map(|p| &p.troubles).filter(|(_, t, _)| *t == trouble).count();
+        assert!(count as u64 > PLANS + PLANS / 4, "{trouble:?}: {count} in {PLANS}");
+    }
+    assert!(plans.iter().all(|p| p.operations >= 200 && (2..=8).contains(&p.members)));
+}

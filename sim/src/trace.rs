@@ -13,11 +13,6 @@ impl Trace {
         Self { lines: print.then(Vec::new), digest: 0 }
     }
 
-    /// Are lines kept?
-    pub(crate) fn prints(&self) -> bool {
-        self.lines.is_some()
-    }
-
     /// One line, made only when it is kept.
     pub(crate) fn line(&mut self, time: u64, text: impl FnOnce() -> String) {
         if let Some(lines) = &mut self.lines {

@@ -44,7 +44,6 @@ struct Program {
     at: u64,
     steps: VecDeque<(u64, Op)>,
     open: Option<UserHandle>,
-    number: u64,
 }
 
 /// The people at one member.
@@ -54,7 +53,6 @@ pub(crate) struct Crowd {
     written: u64,
     earlier: Vec<Vec<u8>>,
     programs: Vec<Program>,
-    next_program: u64,
     /// How often in a thousand calls somebody acts just before one.
     pub(crate) worst_moment: u64,
     /// Operations done so far.
@@ -71,7 +69,7 @@ pub(crate) struct Crowd {
 }
 
 /// What people do, and how often, in parts of the sum.
-const KINDS: [(&str, u64); 24] = [
+const KINDS: [(&str, u64); 25] = [
     ("write", 26),
     ("append", 6),
     ("vim save", 6),
@@ -89,6 +87,7 @@ const KINDS: [(&str, u64); 24] = [
     ("touch", 4),
     ("xattr", 3),
     ("symlink", 3),
+    ("hard link", 1),
     ("directory becomes symlink", 1),
     ("directory becomes file", 1),
     ("file becomes directory", 2),
@@ -117,7 +116,6 @@ impl Crowd {
             written: 0,
             earlier: Vec::new(),
             programs: Vec::new(),
-            next_program: 0,
             worst_moment: 0,
             done: 0,
             interloped: 0,
@@ -187,8 +185,7 @@ impl Crowd {
             return;
         }
         self.kinds[kind] += 1;
-        self.next_program += 1;
-        self.programs.push(Program { at: now, steps, open: None, number: self.next_program });
+        self.programs.push(Program { at: now, steps, open: None });
         self.run(fs, now);
     }
 
@@ -422,6 +419,7 @@ impl Crowd {
                 let value = self.content();
                 vec![Op::Xattr(self.any(tree)?, self.rng.chance(3, 4).then_some(value))]
             }
+            "hard link" => vec![Op::Link(self.file(tree)?, self.somewhere(tree))],
             "symlink" => vec![Op::Symlink(self.somewhere(tree), self.target())],
             "directory becomes symlink" => {
                 let path = self.of_kind(tree, Some(Kind::Directory))?;

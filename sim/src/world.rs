@@ -495,7 +495,8 @@ impl<'a> World<'a> {
     /// Puts disk and database back to an image.
     pub(crate) fn roll_back(&mut self, number: usize, copied: bool) {
         let Some((image, kv)) = self.members[number].image.take() else { return };
-        self.after_users(number);
+        // Whatever is there afterwards counts as there: so it is asked about before.
+        self.look_at(number);
         self.go_down(number);
         let member = &mut self.members[number];
         let before = everything(&member.fs);
