@@ -650,7 +650,7 @@ fn an_ordinary_user_watches_by_inotify() {
         assert!(w.directories.contains(&b) || w.entries.contains(&(b, b"file".to_vec(), true)));
         mirror.rescan();
         // What could not be read is watched as soon as it can be.
-        fs::DirBuilder::new().mode(0).create(w.path.join("shut")).unwrap();
+        fs::DirBuilder::new().mode(0o0).create(w.path.join("shut")).unwrap();
         w.settle();
         fs::set_permissions(w.path.join("shut"), fs::Permissions::from_mode(0o700)).unwrap();
         w.settle();
