@@ -335,7 +335,7 @@ fn bounds(member: &AtRest, staging_bytes: u64, out: &mut Vec<Violation>) {
     if sum > staging_bytes.max(largest) {
         push(format!("{name}: {sum} bytes in staging, with a quota of {staging_bytes}"));
     }
-    for (path, _) in &member.private {
+    for path in member.private.keys() {
         let top = path.iter().position(|&b| b == b'/').map_or(&path[..], |at| &path[..at]);
         let preserved = top == b"ConflictAndDeleted" || top == b"PreExisting";
         if preserved && path.len() > top.len() && !member.kept.iter().any(|k| below(path, &k.place)) {
