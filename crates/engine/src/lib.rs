@@ -45,4 +45,4 @@ pub use passes::{PageOut, PassEnd, PassState, TakenCounts};
 pub use query::Shown;
 pub use records::{Names, Policy, Records, Settings, TakeTouched};
 pub use resolve::{Resolution, ResolveScope};
-pub use rules::{Case, Rule, Taken, broken, must_preserve};
+pub use rules::{Case, Rule, Taken, broken, must_preserve, must_preserve_deleted};

@@ -140,6 +140,17 @@ pub fn must_preserve(winner: &ContentFacet, held: &Content, held_bytes: Version)
     winner.value != *held && (!winner.written.history.covers(held_bytes) || winner.bytes.version == held_bytes)
 }
 
+/// Must a member that holds bytes preserve them as *unseen* when it takes them out of the tree, because their record is
+/// deleted? `held_bytes` is the version of their last change.
+///
+/// Yes if no deleter had seen them; if the delete is a resolution (but not where they equal the winner's, which the caller
+/// may know); and if maps were joined since the delete was written: a resolution that lost against it may be all that had
+/// seen them, and nobody else says so.
+#[must_use]
+pub fn must_preserve_deleted(placement: &PlacementFacet, held_bytes: Version) -> bool {
+    !placement.seen.covers(held_bytes) || placement.written.time.resolutions > 0 || placement.written.merged
+}
+
 /// Is it live by its record alone: not deleted, or with content that no deleter had seen?
 #[must_use]
 pub fn live_by_record(record: &Record) -> bool {

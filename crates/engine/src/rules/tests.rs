@@ -298,3 +298,23 @@ fn attributes_that_lost_unseen_are_told() {
     assert_eq!(taken.lost_attributes, local.attributes);
     assert_eq!((kept.attributes, taken.content), (remote.attributes, Some(Case::Old)));
 }
+
+#[test]
+fn what_a_delete_takes_out_is_preserved_unless_its_deleter_had_seen_it() {
+    let held = version(A, 10);
+    let plain = placement(B, 2, "x", true, &[held]);
+    let mut resolution = plain.clone();
+    resolution.written.time.resolutions = 1;
+    // What had seen the bytes may be a resolution that lost against this delete.
+    let joined =
+        merge(&placement(B, 2, "x", true, &[version(B, 1)]), &placement(A, 1, "y", true, &[held]), |_, _| true);
+    let cases = [
+        ("seen", &plain, false),
+        ("unseen", &placement(B, 2, "x", true, &[]), true),
+        ("a resolution", &resolution, true),
+        ("joined", &joined.facet, true),
+    ];
+    for (what, placement, want) in cases {
+        assert_eq!(must_preserve_deleted(placement, held), want, "{what}");
+    }
+}

@@ -36,6 +36,10 @@ pub(crate) fn history(seed: u64, policy: Policy, watch: bool) -> Option<String> 
         policy,
         watch,
     );
+    for replica in &mut replicas {
+        // In one history in three content comes later than its record.
+        replica.lags = seed % 3 == 2;
+    }
     let mut users = Users::default();
     users.apart = kind == Kind::Apart;
     let links = links(&mut random, replicas.len());
@@ -65,6 +69,9 @@ pub(crate) fn history(seed: u64, policy: Policy, watch: bool) -> Option<String> 
     }
     if !settle(&mut replicas, &links, now) {
         return wrong_view(&replicas).or(Some("members do not converge".into()));
+    }
+    for replica in &mut replicas {
+        replica.install(|| true);
     }
     wrong_view(&replicas).or_else(|| wrong_end(&replicas, &users, kind, &want))
 }

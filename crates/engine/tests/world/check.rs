@@ -54,9 +54,10 @@ pub(crate) fn view(
         let found = records.shown_children(parent, None, usize::MAX >> 1).unwrap();
         same!(format!("children of {parent:?}"), &found, want);
         let Some((name, _, _)) = want.first() else { continue };
+        // Somebody may have given a thing the name that was derived for another; until that is resolved two have it.
         let rest = records.shown_children(parent, Some(name.bytes()), 2).unwrap();
-        let later: Vec<_> = want.iter().filter(|(other, _, _)| other > name).take(2).cloned().collect();
-        same!(format!("later children of {parent:?}"), rest, later);
+        let later: Vec<_> = want.iter().map(|(other, _, _)| other).filter(|other| *other > name).take(2).collect();
+        same!(format!("later children of {parent:?}"), rest.iter().map(|(name, _, _)| name).collect::<Vec<_>>(), later);
         for (name, uid, _) in want.iter() {
             let unique = want.iter().filter(|(other, _, _)| other == name).count() == 1;
             if unique {

@@ -12,9 +12,12 @@ pub(crate) mod users;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_engine::{MemoryKv, PassEnd, Policy, Records, Resolution, ResolveScope, Settings, Shown, plain};
+use anabranch_engine::{
+    MemoryKv, PassEnd, Policy, Records, Resolution, ResolveScope, Settings, Shown, must_preserve,
+    must_preserve_deleted, plain,
+};
 use anabranch_model::codec::decode_record;
-use anabranch_model::{Content, Hlc, Record, ReplicaId, Uid};
+use anabranch_model::{Content, ContentFacet, Hlc, Record, ReplicaId, Uid};
 
 pub(crate) use random::Random;
 
@@ -52,6 +55,10 @@ pub(crate) struct Replica {
     pub(crate) wrong: Option<String>,
     /// Compare the view with the plain one after each step.
     pub(crate) watch: bool,
+    /// Content is not installed at once: users change what is held here, whatever the records say by then.
+    pub(crate) lags: bool,
+    /// Where it lags: what is in the tree.
+    pub(crate) held: BTreeMap<Uid, ContentFacet>,
 }
 
 impl Replica {
@@ -66,6 +73,8 @@ impl Replica {
             mirror: BTreeMap::new(),
             wrong: None,
             watch: true,
+            lags: false,
+            held: BTreeMap::new(),
         }
     }
 
@@ -143,7 +152,53 @@ impl Replica {
                 })
                 .unwrap()
         });
-        self.preserved.extend(preserved);
+        if !self.lags {
+            self.preserved.extend(preserved);
+        }
+    }
+
+    /// Installs what the records say, of each file perhaps, and preserves what a member preserves then.
+    pub(crate) fn install(&mut self, mut now: impl FnMut() -> bool) {
+        for (uid, record) in self.all().into_iter().filter(|_| self.lags) {
+            if self.records.loser(uid).unwrap().is_some() || !now() {
+                continue;
+            }
+            let Some(content) = record.content else { continue };
+            let live = self.records.live(uid).unwrap();
+            if let Some(held) = self.held.get(&uid) {
+                let unseen = match live {
+                    true => must_preserve(&content, &held.value, held.bytes.version),
+                    false => must_preserve_deleted(&record.placement, held.bytes.version),
+                };
+                self.preserved.extend(unseen.then(|| value(&held.value)));
+            }
+            if live {
+                self.held.insert(uid, content);
+            } else {
+                self.held.remove(&uid);
+            }
+        }
+    }
+
+    /// The content that a user sees here.
+    pub(crate) fn seen(&self, uid: Uid) -> Option<ContentFacet> {
+        if self.lags {
+            return self.held.get(&uid).cloned();
+        }
+        self.records.record(uid).unwrap().and_then(|record| record.content)
+    }
+
+    /// Is it in the tree that users see?
+    pub(crate) fn in_tree(&self, uid: Uid, place: &Shown) -> bool {
+        place.directory || !self.lags || self.held.contains_key(&uid)
+    }
+
+    /// What a user wrote is held.
+    pub(crate) fn hold(&mut self, uid: Uid) {
+        let content = self.records.record(uid).unwrap().and_then(|record| record.content);
+        if let Some(content) = content.filter(|_| self.lags) {
+            self.held.insert(uid, content);
+        }
     }
 
     /// A pass, or a part of it of at most `limit` rows, which then is kept for the next time or dropped.
@@ -174,7 +229,9 @@ impl Replica {
                 }
             }
         });
-        self.preserved.extend(lost);
+        if !self.lags {
+            self.preserved.extend(lost);
+        }
     }
 }
 
@@ -215,6 +272,8 @@ pub(crate) fn exchange(random: &mut Random, replicas: &mut [Replica], links: &[(
         let scope = if random.chance(50) { ResolveScope::Own } else { ResolveScope::All };
         one.resolve(now, scope);
     }
+    let percent = random.below(70);
+    one.install(|| random.chance(percent));
     if random.chance(3) {
         one.restart();
     }

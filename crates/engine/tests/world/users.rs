@@ -47,9 +47,12 @@ impl Users {
     }
 
     fn write(&mut self, random: &mut Random, here: &mut Replica, uid: Uid, now: i64, touch: bool) {
-        let old = here.records.record(uid).unwrap().unwrap().content.unwrap();
-        let clock = here.clock(now);
+        let (recorded, clock) = (here.records.record(uid).unwrap().unwrap().content.unwrap(), here.clock(now));
+        let Some(old) = here.seen(uid) else { return };
         if touch {
+            if old.written.version != recorded.written.version {
+                return;
+            }
             here.step(|records| records.touch(clock, uid, mtime(now)).unwrap());
         } else {
             let new = self.next_value(random);
@@ -57,10 +60,16 @@ impl Users {
             if new != value(&old.value) {
                 self.covered.insert(value(&old.value));
             }
-            here.step(|records| records.write(clock, uid, content(new), mtime(now), None).unwrap());
+            let base = here.lags.then_some(&old.written.history);
+            here.step(|records| records.write_from(clock, uid, content(new), mtime(now), None, base).unwrap());
         }
+        here.hold(uid);
         let new = here.records.record(uid).unwrap().unwrap().content.unwrap();
-        let edit = if touch || new.value == old.value { self.edit[&old.written.version] } else { new.written.version };
+        let edit = if touch || new.value == recorded.value {
+            self.edit[&recorded.written.version]
+        } else {
+            new.written.version
+        };
         self.edit.insert(new.written.version, edit);
     }
 
@@ -75,16 +84,22 @@ impl Users {
     /// `rm -r`. A directory before what is in it: what it consists of may change as its children go.
     pub(crate) fn delete(&mut self, here: &mut Replica, uid: Uid, now: i64) {
         let tree = here.view();
-        let children: Vec<Uid> =
-            tree.shown.iter().filter(|(_, place)| place.parent == uid).map(|(&uid, _)| uid).collect();
+        let children: Vec<Uid> = tree
+            .shown
+            .iter()
+            .filter(|(one, at)| at.parent == uid && here.in_tree(**one, at))
+            .map(|(&uid, _)| uid)
+            .collect();
         let group = tree.merged.get(&uid).cloned().unwrap_or_else(|| vec![uid]);
         for &one in &group {
-            let content = here.records.record(one).unwrap().unwrap().content;
+            let content = here.seen(one);
             self.covered.extend(content.as_ref().map(|c| value(&c.value)));
             self.deleted.insert((one, content.map(|c| self.edit[&c.written.version])));
         }
-        let clock = here.clock(now);
-        here.step(|records| records.remove(clock, uid).unwrap());
+        let (clock, seen) = (here.clock(now), here.seen(uid).filter(|_| here.lags));
+        let seen = seen.map(|content| content.written.history);
+        here.step(|records| records.remove_from(clock, uid, seen.as_ref()).unwrap());
+        here.held.remove(&uid);
         for child in children {
             self.delete(here, child, now);
         }
@@ -99,7 +114,7 @@ impl Users {
         let target: Vec<Uid> = tree
             .shown
             .iter()
-            .filter(|(_, place)| place.parent == parent && place.name == name(&to))
+            .filter(|(one, at)| at.parent == parent && at.name == name(&to) && here.in_tree(**one, at))
             .map(|(&uid, _)| uid)
             .collect();
         let mut above = parent;
@@ -138,6 +153,7 @@ impl Users {
         }
         let uid = here.step(|records| records.add(clock, new).unwrap());
         self.note(here, uid);
+        here.hold(uid);
         if let Some(content) = here.records.record(uid).unwrap().unwrap().content {
             self.edit.insert(content.written.version, content.written.version);
         }
@@ -151,7 +167,8 @@ impl Users {
             let step = steps.remove(0);
             return self.place(here, step, now, false);
         }
-        let shown = here.view().shown;
+        let mut shown = here.view().shown;
+        shown.retain(|uid, place| here.in_tree(*uid, place));
         let mine: Vec<Uid> =
             shown.keys().copied().filter(|uid| !self.apart || uid.0.replica == here.records.replica()).collect();
         let (directories, files): (Vec<Uid>, Vec<Uid>) = mine.iter().partition(|uid| shown[uid].directory);
@@ -193,7 +210,7 @@ impl Users {
                 let to = &shown[&two];
                 self.place(here, (one, to.parent, to.name.to_string()), now, true);
             }
-            _ => self.rotate(random, here.letter, pick, &mine, &shown),
+            _ => self.rotate(random, here, pick, &mine, now),
         }
     }
 
@@ -201,11 +218,13 @@ impl Users {
     fn rotate(
         &mut self,
         random: &mut Random,
-        letter: u8,
+        here: &mut Replica,
         pick: impl Fn(&mut Random, &[Uid]) -> Uid,
         mine: &[Uid],
-        shown: &BTreeMap<Uid, anabranch_engine::Shown>,
+        now: i64,
     ) {
+        let tree = here.view();
+        let shown = &tree.shown;
         let parent = shown[&pick(random, mine)].parent;
         let mut ring: Vec<Uid> = mine.iter().copied().filter(|uid| shown[uid].parent == parent).collect();
         random.shuffle(&mut ring);
@@ -213,9 +232,35 @@ impl Users {
         let name_of = |uid: Uid| shown[&uid].name.to_string();
         let mut steps = vec![(ring[0], parent, name_of(ring[0]) + ".old")];
         steps.extend(ring.windows(2).map(|pair| (pair[1], parent, name_of(pair[0]))));
-        if random.chance(50) {
-            steps.push((ring[0], parent, name_of(*ring.last().unwrap())));
+        let last = (ring[0], parent, name_of(*ring.last().unwrap()));
+        match random.below(4) {
+            0 => steps.push(last),
+            1 => {
+                // All of it was found at once, and becomes visible at once.
+                steps[0] = last;
+                self.place_all(here, &steps, now);
+                return;
+            }
+            _ => {}
         }
-        self.todo.insert(letter, steps);
+        self.todo.insert(here.letter, steps);
+    }
+
+    fn place_all(&mut self, here: &mut Replica, steps: &[Step], now: i64) {
+        let (tree, clock) = (here.view(), here.clock(now));
+        here.step(|records| {
+            records.begin_changes(clock).unwrap();
+            for (uid, parent, to) in steps {
+                records.place(clock, *uid, *parent, name(to)).unwrap();
+            }
+            records.end_changes().unwrap();
+        });
+        for (uid, ..) in steps {
+            let group = tree.merged.get(uid).cloned().unwrap_or_else(|| vec![*uid]);
+            for one in if broken(Rule::AMoveTakesAllThatIsMerged) { vec![*uid] } else { group } {
+                self.placed.insert(one);
+                self.note(here, one);
+            }
+        }
     }
 }
