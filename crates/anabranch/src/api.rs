@@ -253,6 +253,9 @@ async fn folder_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
     let objects = create::folder(&folder, id, primary, &paths, policy, anabranch_domain::Names::default())
         .map_err(|cause| Failure::usage(what.clone()).because(cause))?;
     check(daemon, &what, &objects)?;
+    // The folder's own object comes last: with it the memberships take effect, all at once.
+    let mut objects = objects;
+    objects.rotate_left(1);
     daemon.write_objects(&objects)?;
     Ok(json!({"folder": folder.to_string(), "id": id.to_string()}))
 }

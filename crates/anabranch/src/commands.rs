@@ -13,7 +13,7 @@ use anabranch_net::{Identity, Invitation, JoinReply, JoinRequest};
 use serde_json::{Value, json};
 
 use crate::invitations::Welcome;
-use crate::local::{Data, Local, write_whole};
+use crate::local::{Data, Local, write_whole_by};
 use crate::{Cli, Command, FolderCommand, GroupCommand, MemberCommand, PreservedCommand, RecoveryCommand};
 
 /// Reads a duration such as 500ms, 30s, 15m, 1h or 2d.
@@ -171,8 +171,8 @@ async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {
                 print(&done.to_string());
             }
         }
-        FolderCommand::Verify { name, data, json } => {
-            let found = ask(socket, "folder.verify", json!({"name": name, "data": data})).await?;
+        FolderCommand::Verify { name, read_data, json } => {
+            let found = ask(socket, "folder.verify", json!({"name": name, "data": read_data})).await?;
             let equal = found["equal"].as_bool().unwrap_or(false);
             if json {
                 print(&found.to_string());
@@ -347,7 +347,7 @@ fn write_object(data: &Data, file: &str, text: &str) -> Result<(), Failure> {
         if let Some(dir) = path.parent() {
             std::fs::create_dir_all(dir)?;
         }
-        write_whole(&path, text.as_bytes())
+        write_whole_by(&path, &data.0, text.as_bytes())
     };
     write().map_err(|e| Failure::failed(format!("cannot write {}", path.display())).because(e.to_string()))
 }

@@ -179,7 +179,7 @@ impl Daemon {
                 if let Some(dir) = path.parent() {
                     fs::create_dir_all(dir)?;
                 }
-                crate::local::write_whole(&path, object.to_text().as_bytes())
+                crate::local::write_whole_by(&path, &self.data.0, object.to_text().as_bytes())
             };
             write().map_err(|e| Failure::failed(format!("cannot write {}", path.display())).because(e.to_string()))?;
         }

@@ -133,14 +133,18 @@ impl Data {
     }
 }
 
-/// Writes a file so that at any moment it is the old one or the new one. The name in between is reserved, so that it is
-/// never replicated.
+/// Writes a file so that at any moment it is the old one or the new one.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_whole_by(path, path.parent().unwrap_or(Path::new(".")), bytes)
+}
+
+/// As [`write_whole`]; what is written first lies in `aside`, on the same file system: so a replicated folder never shows it.
+pub(crate) fn write_whole_by(path: &Path, aside: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let dir = path.parent().unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let between = dir.join(format!(".anabranch-new-{name}"));
+    let between = aside.join(format!(".new-{name}"));
     let mut file = File::options().create(true).truncate(true).write(true).mode(0o600).open(&between)?;
     file.write_all(bytes)?;
     file.sync_all()?;

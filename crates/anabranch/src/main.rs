@@ -186,9 +186,9 @@ enum FolderCommand {
     Verify {
         /// GROUP/FOLDER.
         name: String,
-        /// Read all bytes here, too.
-        #[arg(long)]
-        data: bool,
+        /// Read all bytes here, too (written `--data` after `verify`).
+        #[arg(long = "read-data", hide = true)]
+        read_data: bool,
         /// As JSON.
         #[arg(long)]
         json: bool,
@@ -223,8 +223,20 @@ enum RecoveryCommand {
     },
 }
 
+/// `folder verify --data` reads bytes, everywhere else `--data DIR` names the local state: behind `verify` the word
+/// without `=` is the former.
+fn arguments(words: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
+    let mut verify = false;
+    words
+        .map(|word| {
+            verify |= word == "verify";
+            if verify && word == "--data" { "--read-data".into() } else { word }
+        })
+        .collect()
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments(std::env::args_os())) {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are data and done; a mistake is usage.
