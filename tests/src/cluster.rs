@@ -126,6 +126,7 @@ impl Cluster {
                 let waited = member.ask(&["folder", "wait", FOLDER, "--timeout", "20s"])?;
                 match waited.code {
                     0 => {}
+                    1 if self.waits_for_stopped_only(&waited.err) => {}
                     1 => return Ok(Look::NotYet(waited.to_string())),
                     // A member that was just started may not answer yet; anything else is an error at the deadline too.
                     _ => return Ok(Look::NotYet(format!("{waited}\n{}", member.log_tail()))),
@@ -134,6 +135,14 @@ impl Cluster {
             let difference = self.difference()?;
             Ok(Look::when(difference.is_none(), || difference.unwrap_or_default()))
         })
+    }
+
+    /// Is all that `folder wait` names outstanding at members that were stopped? It names the member first.
+    fn waits_for_stopped_only(&self, said: &str) -> bool {
+        let cause = said.lines().find_map(|line| line.trim().strip_prefix("caused by: "));
+        let stopped: Vec<String> =
+            self.members.iter().filter(|member| !member.started()).map(|member| format!("{}: ", member.name)).collect();
+        cause.is_some_and(|cause| cause.split("; ").all(|part| stopped.iter().any(|name| part.starts_with(name))))
     }
 
     /// What differs between the trees of running members, by the referee and by our own comparison; `None` when equal.

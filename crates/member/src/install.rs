@@ -1393,6 +1393,9 @@ where
             let path = String::from_utf8_lossy(&item.path).into_owned();
             self.report(EventKind::Conflict, format!("{path} ({}), kept as {number}", reason.word()));
         }
+        if let Some(sums) = &mut self.preserved_bytes {
+            sums[usize::from(reason.unseen())] += item.size;
+        }
         self.purge_due = true;
         Ok(())
     }

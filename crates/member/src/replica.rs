@@ -197,7 +197,7 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) scanning: bool,
     /// Nodes missed by a scan, to be looked for again at its end.
     pub(crate) missing: BTreeSet<NodeId>,
-    /// Entries to look at again, and when.
+    /// Entries to look at again, and when; an empty name: the whole of that directory.
     pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
     pub(crate) observe_at: Option<Hlc>,
     /// Names vacated a short while ago: (parent, name) -> UID and when.
@@ -227,6 +227,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) root_lost: bool,
     /// Something was preserved since quotas were looked at.
     pub(crate) purge_due: bool,
+    /// Bytes preserved, by class; `None`: to be summed up anew.
+    pub(crate) preserved_bytes: Option<[u64; 2]>,
     pub(crate) last_mark: Mark,
     pub(crate) marks: usize,
     /// When a pass that carried a time in the future is tried again.
@@ -296,8 +298,14 @@ where
     /// When the replica wants to be called again; `None`: only when something comes in.
     #[must_use]
     pub fn deadline(&self) -> Option<Hlc> {
+        // A lost root is looked for, and until it is there nothing else can be done.
+        if self.root_lost {
+            return self.observe_at;
+        }
+        // While joining, local changes wait for the scan at its end.
         let later = self.later.values().min().copied();
-        [self.observe_at, self.work_at, later, self.resolve_at, self.fetching.retry_at, self.ahead_retry]
+        let [observe_at, later] = [self.observe_at, later].map(|at| at.filter(|_| self.phase != Phase::Joining));
+        [observe_at, self.work_at, later, self.resolve_at, self.fetching.retry_at, self.ahead_retry]
             .into_iter()
             .flatten()
             .min()
@@ -312,7 +320,13 @@ where
         let due: Vec<_> = self.later.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone()).collect();
         for key in due {
             self.later.remove(&key);
-            self.changed.insert(key);
+            if key.1.is_empty() {
+                // It could not be enumerated, so nothing is known of what lies below it either.
+                self.scan.push(key.0);
+                self.scanning = true;
+            } else {
+                self.changed.insert(key);
+            }
             self.observe_at = Some(now);
         }
         if self.phase != Phase::Joining && self.observe_at.is_some_and(|at| at <= now) {

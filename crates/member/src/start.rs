@@ -112,6 +112,7 @@ where
             verifying: BTreeMap::new(),
             root_lost: false,
             purge_due: true,
+            preserved_bytes: None,
             last_mark: Mark::default(),
             marks: 0,
             ahead_retry: None,
@@ -390,18 +391,13 @@ where
     pub(crate) fn purge(&mut self) -> Result<()> {
         self.purge_due = false;
         let limits = self.config.limits;
-        let mut sums = [0u64; 2];
-        let mut after = 0;
-        loop {
-            let page = tables::preserved(self.records.kv(), after, 1024)?;
-            let Some(last) = page.last() else { break };
-            after = last.number;
-            for item in &page {
-                sums[usize::from(item.reason.unseen())] += item.size;
-            }
-        }
         let high = |quota: u64| quota / 10 * 9;
         let low = |quota: u64| quota / 10 * 6;
+        let mut sums = match self.preserved_bytes {
+            Some(sums) => sums,
+            None => self.sum_preserved()?,
+        };
+        self.preserved_bytes = Some(sums);
         if sums[0] <= high(limits.seen_bytes) && sums[1] <= high(limits.unseen_bytes) {
             return Ok(());
         }
@@ -434,7 +430,22 @@ where
             }
         }
         self.records.commit()?;
+        self.preserved_bytes = Some(sums);
         Ok(())
+    }
+
+    /// Bytes preserved, by class: *seen*, *unseen*.
+    fn sum_preserved(&self) -> Result<[u64; 2]> {
+        let mut sums = [0; 2];
+        let mut after = 0;
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { return Ok(sums) };
+            after = last.number;
+            for item in &page {
+                sums[usize::from(item.reason.unseen())] += item.size;
+            }
+        }
     }
 
     /// Puts a preserved item back into the tree, under its own path or a free name beside it; returns the path. The
@@ -478,6 +489,7 @@ where
                     self.records.begin()?;
                     tables::drop_preserved(self.records.kv_mut(), number)?;
                     self.records.commit()?;
+                    self.preserved_bytes = None;
                     self.scan_everything();
                     let path = [&parts[..], &[&target[..]]].concat().join(&b'/');
                     return Ok(Ok(String::from_utf8_lossy(&path).into_owned()));
