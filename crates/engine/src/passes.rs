@@ -106,8 +106,8 @@ struct Cursor {
 
 impl<K: Kv> Records<K> {
     /// A page of rows above `after` for a partner that knows `partner_known`, of about `bytes_max` bytes (one row may pass
-    /// it; the dictionary's attribute values count). A row is skipped only if the partner knows all its versions and no
-    /// facet of it was merged since its author wrote it.
+    /// it; the dictionary's attribute values count). A row is skipped only if the partner knows all its versions, no facet of
+    /// it was merged since its author wrote it, and it is no deleted directory that something in it keeps.
     ///
     /// # Errors
     /// [`KvError`].
@@ -134,7 +134,9 @@ impl<K: Kv> Records<K> {
                 out.through = ChangeNumber(split_head(&key)?.0);
                 looked_at += 1;
                 let merged = record.written().any(|w| w.merged) && !broken(Rule::AMergedRowIsNotSkipped);
-                if merged || !record.versions().all(|version| partner_known.covers(version)) {
+                // A deleted directory that is live by what is in it may have been collected where that is not known yet.
+                let kept = !live_by_record(&record) && self.derived(record.uid)?.kept;
+                if merged || kept || !record.versions().all(|version| partner_known.covers(version)) {
                     let known = out.dictionary.attributes.len();
                     let row = encode_record(&record, &mut out.dictionary);
                     bytes += row.len();
@@ -293,9 +295,13 @@ impl<K: Kv> Records<K> {
             for (key, value) in rows {
                 let (_, record) = self.numbers.decode(&self.kv, &value)?;
                 self.kv.delete(Table::Aside, &key)?;
-                // Known, without a record here and dead: it was collected, and would only be collected again.
-                let collected = !live_by_record(&record) && record.versions().all(|version| self.known.covers(version));
-                if !collected || self.record(record.uid)?.is_some() {
+                // Known, and without a record here: it was collected. It lies aside because the upstream had not done so yet
+                // when it sent the row, which may even be one of before the delete. Only a deleted directory can be live all
+                // the same, for the sake of something in it that was not known here.
+                let place = &record.placement.value;
+                let known =
+                    !(place.directory && place.deleted) && record.versions().all(|version| self.known.covers(version));
+                if !known || self.record(record.uid)?.is_some() {
                     each(&self.merge_in(record, Some(value))?);
                 }
             }

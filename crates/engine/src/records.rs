@@ -410,6 +410,20 @@ impl<K: Kv> Records<K> {
         self.touch_uid(uid)
     }
 
+    /// Gives a row a new change number, so that partners look at it again.
+    pub(crate) fn renumber(&mut self, uid: Uid) -> Result<(), KvError> {
+        let key = self.numbers.key(&mut self.kv, uid)?;
+        let Some(mut value) = self.kv.get(Table::Records, &key)? else { return Ok(()) };
+        if let Some(head) = value.first_chunk_mut::<8>() {
+            self.kv.delete(Table::Changes, head)?;
+            self.counters.number.0 += 1;
+            *head = keys::change(self.counters.number);
+            self.kv.put(Table::Changes, head, &key)?;
+            self.kv.put(Table::Records, &key, &value)?;
+        }
+        Ok(())
+    }
+
     fn put_tombstone(&mut self, key: &keys::UidKey, record: &Record) -> Result<(), KvError> {
         let mut out = Writer::default();
         if record.written().any(|w| w.merged) {

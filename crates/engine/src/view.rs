@@ -391,6 +391,8 @@ impl<K: Kv> Records<K> {
             self.derive(uid, &old, &new)?;
             self.enter(uid, &place, &new)?;
             self.touch_uid(uid)?;
+            // Who has collected this tombstone needs it again.
+            self.renumber(uid)?;
             born.push(uid);
             uid = place.parent;
         }

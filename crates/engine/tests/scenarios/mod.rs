@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_engine::{Policy, Shown, plain};
-use anabranch_model::{Content, Name, Uid};
+use anabranch_model::{Content, Knowledge, Name, ReplicaId, Uid};
 
 use crate::world::users::Users;
 use crate::world::{Random, Replica, connect, exchange, settle, value};
@@ -39,13 +39,21 @@ pub(crate) fn history(seed: u64, policy: Policy, watch: bool) -> Option<String> 
     for replica in &mut replicas {
         // In one history in three content comes later than its record.
         replica.lags = seed % 3 == 2;
+        // In one in five tombstones are collected as soon as all know them.
+        replica.collects = seed % 5 == 3;
     }
     let mut users = Users::default();
     users.apart = kind == Kind::Apart;
     let links = links(&mut random, replicas.len());
     let (mut now, mut past) = (0, BTreeSet::from([format!("{:?}", whole(&replicas[0]))]));
+    let collects = replicas[0].collects;
     for _ in 0..random.between(20, 150) {
         now += random.between(0, 3);
+        if collects && random.chance(20) {
+            let acknowledged = acknowledged_by_all(&replicas);
+            let here = random.below(replicas.len());
+            replicas[here].step(|records| records.collect(&acknowledged, usize::MAX).unwrap());
+        }
         if random.chance(50) {
             let here = exchange(&mut random, &mut replicas, &links, now);
             if kind == Kind::Single && !past.contains(&format!("{:?}", whole(&replicas[here]))) {
@@ -73,7 +81,21 @@ pub(crate) fn history(seed: u64, policy: Policy, watch: bool) -> Option<String> 
     for replica in &mut replicas {
         replica.install(|| true);
     }
+    if collects {
+        let acknowledged = acknowledged_by_all(&replicas);
+        for replica in &mut replicas {
+            replica.step(|records| records.collect(&acknowledged, usize::MAX).unwrap());
+        }
+        if replicas.iter().any(|replica| replica.state() != replicas[0].state()) {
+            return Some("what is not collected differs".into());
+        }
+    }
     wrong_view(&replicas).or_else(|| wrong_end(&replicas, &users, kind, &want))
+}
+
+fn acknowledged_by_all(replicas: &[Replica]) -> Knowledge {
+    let all = |id: ReplicaId| replicas.iter().map(|replica| replica.acknowledged().sequence(id)).min().unwrap();
+    replicas[0].records.known().iter().map(|(id, _)| (id, all(id))).collect()
 }
 
 fn start(random: &mut Random, count: usize, policy: Policy, watch: bool) -> Vec<Replica> {
@@ -126,7 +148,8 @@ fn wrong_end(
         }
     }
     for (uid, placement) in &users.latest {
-        if !one[uid].placement.written.history.covers(placement.written.version) {
+        let Some(record) = one.get(uid) else { continue };
+        if !record.placement.written.history.covers(placement.written.version) {
             return Some(format!("a user's change was beaten by an older one or a resolution: {uid:?}"));
         }
     }

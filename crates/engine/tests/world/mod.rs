@@ -17,7 +17,7 @@ use anabranch_engine::{
     must_preserve_deleted, plain,
 };
 use anabranch_model::codec::decode_record;
-use anabranch_model::{Content, ContentFacet, Hlc, Record, ReplicaId, Uid};
+use anabranch_model::{Content, ContentFacet, Hlc, Knowledge, Record, ReplicaId, Uid};
 
 pub(crate) use random::Random;
 
@@ -57,6 +57,10 @@ pub(crate) struct Replica {
     pub(crate) watch: bool,
     /// Content is not installed at once: users change what is held here, whatever the records say by then.
     pub(crate) lags: bool,
+    /// Tombstones are collected.
+    pub(crate) collects: bool,
+    /// What is held here, deletes included.
+    acknowledged: Knowledge,
     /// Where it lags: what is in the tree.
     pub(crate) held: BTreeMap<Uid, ContentFacet>,
 }
@@ -74,6 +78,8 @@ impl Replica {
             wrong: None,
             watch: true,
             lags: false,
+            collects: false,
+            acknowledged: Knowledge::default(),
             held: BTreeMap::new(),
         }
     }
@@ -101,6 +107,15 @@ impl Replica {
             }
         }
         all
+    }
+
+    /// As [`Self::state`], without what is deleted: some may have collected it already.
+    fn live_state(&self) -> BTreeMap<Uid, Record> {
+        let mut state = self.state();
+        if self.collects {
+            state.retain(|&uid, _| self.records.live(uid).unwrap());
+        }
+        state
     }
 
     pub(crate) fn view(&self) -> plain::Tree {
@@ -159,8 +174,10 @@ impl Replica {
 
     /// Installs what the records say, of each file perhaps, and preserves what a member preserves then.
     pub(crate) fn install(&mut self, mut now: impl FnMut() -> bool) {
+        let mut all = true;
         for (uid, record) in self.all().into_iter().filter(|_| self.lags) {
             if self.records.loser(uid).unwrap().is_some() || !now() {
+                all = false;
                 continue;
             }
             let Some(content) = record.content else { continue };
@@ -178,6 +195,9 @@ impl Replica {
                 self.held.remove(&uid);
             }
         }
+        if all {
+            self.acknowledged = self.records.known().clone();
+        }
     }
 
     /// The content that a user sees here.
@@ -191,6 +211,11 @@ impl Replica {
     /// Is it in the tree that users see?
     pub(crate) fn in_tree(&self, uid: Uid, place: &Shown) -> bool {
         place.directory || !self.lags || self.held.contains_key(&uid)
+    }
+
+    /// What this replica acknowledges: what it knows, where it holds all of that.
+    pub(crate) fn acknowledged(&self) -> &Knowledge {
+        if self.lags { &self.acknowledged } else { self.records.known() }
     }
 
     /// What a user wrote is held.
@@ -290,8 +315,8 @@ pub(crate) fn settle(replicas: &mut [Replica], links: &[(usize, usize)], now: i6
         for here in &mut *replicas {
             here.resolve(now, ResolveScope::All);
         }
-        let (state, known) = (replicas[0].state(), replicas[0].records.known().clone());
-        if replicas.iter().all(|r| *r.records.known() == known && r.state() == state) {
+        let (state, known) = (replicas[0].live_state(), replicas[0].records.known().clone());
+        if replicas.iter().all(|r| *r.records.known() == known && r.live_state() == state) {
             return true;
         }
     }
