@@ -265,6 +265,12 @@ async fn folder_wait(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Failur
     let until = tokio::time::Instant::now() + limit;
     let wanted = text(with, "name").unwrap_or_default();
     let mut words;
+    if let Ok((host, _)) = find(daemon, with) {
+        // What was written before the command counts.
+        if tokio::time::timeout_at(until, host.take_note()).await.is_err() {
+            tracing::warn!(folder = wanted, "local changes were not all looked at in time");
+        }
+    }
     loop {
         // A folder that was just made may not run here yet.
         let found = find(daemon, with);

@@ -43,6 +43,8 @@ type Order = Box<dyn FnOnce(&mut LinuxReplica) + Send>;
 
 enum Command {
     Hints(Vec<Hint>),
+    /// Answered once everything that people did until now was looked at.
+    Flush(tokio::sync::oneshot::Sender<()>),
     LinkUp(LinkId, Partner, Outbox),
     Received(LinkId, Box<anabranch_net::message::Message>),
     LinkDown(LinkId),
@@ -141,6 +143,16 @@ impl Host {
         });
         self.commands.send(Command::Order(order)).await.ok()?;
         answered.await.ok()
+    }
+
+    /// Comes back once everything that people did in the tree before the call has been taken note of. Nothing waits where the
+    /// folder is not open.
+    pub async fn take_note(&self) {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        if self.commands.send(Command::Flush(answer)).await.is_ok() {
+            // Dropped unanswered: the folder stopped, and looks at everything when it is opened again.
+            let _ = answered.await;
+        }
     }
 
     /// Ends the wait of the recovery policy `manual`.
@@ -355,7 +367,11 @@ impl Body {
                 Command::Resume => return Some(true),
                 Command::LinkUp(_, _, outbox) => outbox.close.notify_one(),
                 Command::Members(members) => self.spec.config.members = members,
-                Command::Hints(_) | Command::Received(..) | Command::LinkDown(_) | Command::Order(_) => {}
+                Command::Hints(_)
+                | Command::Flush(_)
+                | Command::Received(..)
+                | Command::LinkDown(_)
+                | Command::Order(_) => {}
             }
         }
     }
@@ -421,6 +437,8 @@ impl Body {
             status.running = true;
             status.error = None;
         });
+        let flusher = watcher.flusher();
+        let mut flushing: [Vec<tokio::sync::oneshot::Sender<()>>; 2] = [Vec::new(), Vec::new()];
         let watcher = self.forward(watcher).map_err(|source| Stop::Private { path: "the watcher".into(), source })?;
         let scan_only = self.status.lock().unwrap_or_else(PoisonError::into_inner).watching == "scan";
         let mut scan_at = std::time::Instant::now() + SCAN_EVERY;
@@ -450,6 +468,37 @@ impl Body {
             }
             let done = match command {
                 None => replica.handle(now(), Input::Time),
+                Some(Command::Flush(answer)) => match &flusher {
+                    // One at a time: an empty batch that is on its way already may not cover this one.
+                    Some(flusher) if flushing[0].is_empty() => {
+                        flushing[0].push(answer);
+                        flusher.flush();
+                        Ok(())
+                    }
+                    Some(_) => {
+                        flushing[1].push(answer);
+                        Ok(())
+                    }
+                    None => {
+                        replica.scan_everything();
+                        let done = replica.handle(now(), Input::Time);
+                        drop(answer.send(()));
+                        done
+                    }
+                },
+                Some(Command::Hints(hints)) if hints.is_empty() => {
+                    replica.look_now(now());
+                    let done = replica.handle(now(), Input::Time);
+                    for answer in std::mem::take(&mut flushing[0]) {
+                        // Whoever asked may have gone away.
+                        let _ = answer.send(());
+                    }
+                    flushing.swap(0, 1);
+                    if let (Some(flusher), false) = (&flusher, flushing[0].is_empty()) {
+                        flusher.flush();
+                    }
+                    done
+                }
                 Some(Command::Hints(hints)) => replica.handle(now(), Input::Hints(hints)),
                 Some(Command::LinkUp(id, partner, outbox)) => {
                     self.links.insert(id, outbox);

@@ -9,6 +9,7 @@
 //! the view), *fetch* (content that the tree lacks is asked for), *serve*.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{ChangeError, Records, ResolveScope};
@@ -277,6 +278,13 @@ where
             Input::Received(link, message) => self.receive(link, message)?,
         }
         self.step()
+    }
+
+    /// Hints need not settle any longer: the next call looks at them.
+    pub fn look_now(&mut self, now: Hlc) {
+        if !self.changed.is_empty() || !self.scan.is_empty() {
+            self.observe_at = Some(now);
+        }
     }
 
     /// Directories are opened anew in every call.
@@ -550,25 +558,39 @@ where
     ///
     /// `Ok(None)`: it is not there now, or is another one than the database says: a local change that will be seen.
     pub(crate) fn dir(&mut self, id: NodeId) -> Result<Option<F::Dir>> {
+        Ok(self.open_node(id)?.unwrap_or(None))
+    }
+
+    /// As [`Self::dir`]; the inner error: it cannot be opened now, which says nothing about whether it is there.
+    pub(crate) fn open_node(&mut self, id: NodeId) -> Result<io::Result<Option<F::Dir>>> {
         if let Some(dir) = self.dirs.get(&id) {
-            return Ok(Some(dir.clone()));
+            return Ok(Ok(Some(dir.clone())));
         }
         let dir = if id == ROOT_NODE {
             self.fs.root()
         } else if id == nodes::STAGING_NODE {
-            return Ok(Some(self.private.staging.clone()));
+            return Ok(Ok(Some(self.private.staging.clone())));
         } else {
-            let Some(node) = nodes::get(self.records.kv(), id)? else { return Ok(None) };
-            let Some(parent) = self.dir(node.parent)? else { return Ok(None) };
-            let opened = self.fs.open_dir(&parent, &node.name);
-            let same = |dir: &F::Dir| self.fs.stat_dir(dir).is_ok_and(|s| s.object == node.object);
+            let Some(node) = nodes::get(self.records.kv(), id)? else { return Ok(Ok(None)) };
+            let parent = match self.open_node(node.parent)? {
+                Ok(Some(parent)) => parent,
+                other => return Ok(other),
+            };
+            let opened = self.fs.open_dir(&parent, &node.name).and_then(|dir| {
+                let stat = self.fs.stat_dir(&dir)?;
+                Ok((stat.object == node.object).then_some(dir))
+            });
             match opened {
-                Ok(dir) if same(&dir) => dir,
-                _ => return Ok(None),
+                Ok(Some(dir)) => dir,
+                Ok(None) => return Ok(Ok(None)),
+                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                    return Ok(Ok(None));
+                }
+                Err(error) => return Ok(Err(error)),
             }
         };
         self.dirs.insert(id, dir.clone());
-        Ok(Some(dir))
+        Ok(Ok(Some(dir)))
     }
 
     /// The path of a node, from the root, for people.

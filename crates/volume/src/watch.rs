@@ -108,13 +108,29 @@ impl Default for Options {
     }
 }
 
+/// Makes the watcher hand out at once what it has, and then an empty batch: everything that happened before the call is
+/// in the batches before that one.
+#[derive(Clone)]
+pub struct Flusher {
+    wake: Arc<OwnedFd>,
+    ending: Arc<AtomicBool>,
+}
+
+impl Flusher {
+    /// Asks for it. Calls that come close together may be answered by one empty batch.
+    pub fn flush(&self) {
+        // The counter of an eventfd cannot be full after so few writes.
+        let _ = rustix::io::write(&*self.wake, &1u64.to_ne_bytes());
+    }
+}
+
 /// Watches one folder until it is dropped.
 pub struct Watcher {
     hints: Receiver<Vec<Hint>>,
     kind: WatchKind,
     /// Some directory could not be watched.
     gaps: Arc<AtomicBool>,
-    stop: Arc<OwnedFd>,
+    flusher: Flusher,
     thread: Option<JoinHandle<()>>,
     /// Keeps the channel open where there is no thread.
     _sender: SyncSender<Vec<Hint>>,
@@ -128,7 +144,8 @@ impl Watcher {
     /// Where no thread or channel can be had. That nothing can be watched is no error but [`WatchKind::ScanOnly`].
     pub fn start(fs: &LinuxFs, options: Options) -> io::Result<(Self, WatchKind)> {
         let (sender, hints) = sync_channel(options.batches.max(1));
-        let stop = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let wake = Arc::new(rustix::event::eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?);
+        let flusher = Flusher { wake, ending: Arc::new(AtomicBool::new(false)) };
         let gaps = Arc::new(AtomicBool::new(false));
         let (source, kind) = source(fs, &options, &gaps)?;
         let thread = match source {
@@ -141,13 +158,13 @@ impl Watcher {
                     outbox: None,
                     sender: sender.clone(),
                     in_place: fs.root_in_place().unwrap_or(false),
-                    stop: stop.clone(),
+                    flusher: flusher.clone(),
                     options,
                 };
                 Some(std::thread::Builder::new().name("watch".into()).spawn(move || turn.run())?)
             }
         };
-        let watcher = Self { hints, kind, gaps, stop, thread, _sender: sender };
+        let watcher = Self { hints, kind, gaps, flusher, thread, _sender: sender };
         let kind = watcher.kind();
         Ok((watcher, kind))
     }
@@ -156,6 +173,12 @@ impl Watcher {
     #[must_use]
     pub fn hints(&self) -> &Receiver<Vec<Hint>> {
         &self.hints
+    }
+
+    /// For asking that everything seen so far be handed out. Without a source there is nobody who would answer.
+    #[must_use]
+    pub fn flusher(&self) -> Option<Flusher> {
+        self.thread.is_some().then(|| self.flusher.clone())
     }
 
     /// What gives the hints now: `ScanOnly` once a directory could not be watched (the limit of inotify watches, say).
@@ -170,8 +193,8 @@ impl Watcher {
     }
 
     fn end(&mut self) {
-        // The counter of an eventfd cannot be full after one write.
-        let _ = rustix::io::write(&*self.stop, &1u64.to_ne_bytes());
+        self.flusher.ending.store(true, Ordering::Release);
+        self.flusher.flush();
         if let Some(thread) = self.thread.take() {
             // A panic in there was already reported by the panic hook; there is nothing to undo.
             let _ = thread.join();
@@ -222,7 +245,7 @@ struct Turn {
     outbox: Option<Vec<Hint>>,
     sender: SyncSender<Vec<Hint>>,
     in_place: bool,
-    stop: Arc<OwnedFd>,
+    flusher: Flusher,
     options: Options,
 }
 
@@ -241,20 +264,24 @@ impl Turn {
             if self.outbox.is_some() || !self.pending.is_empty() {
                 wait = wait.min(FULL);
             }
-            let Ok((stopped, readable)) = wait_for(&self.stop, Some(self.source.descriptor()), wait) else { return };
-            if stopped {
+            let Ok((woken, readable)) = wait_for(&self.flusher.wake, Some(self.source.descriptor()), wait) else {
                 return;
+            };
+            if woken {
+                if !self.flush() {
+                    return;
+                }
+                continue;
             }
             if readable {
                 // More may come at once, and will be merged.
-                match wait_for(&self.stop, None, self.options.settle) {
-                    Ok((false, _)) => {}
-                    _ => return,
+                if wait_for(&self.flusher.wake, None, self.options.settle).is_err() {
+                    return;
                 }
                 if let Err(error) = self.source.read(&mut self.pending) {
                     tracing::warn!(%error, path = %self.fs.path().display(), "cannot read events");
                     self.pending.everything();
-                    if !matches!(wait_for(&self.stop, None, BROKEN), Ok((false, _))) {
+                    if wait_for(&self.flusher.wake, None, BROKEN).is_err() || self.flusher.ending.load(Ordering::Acquire) {
                         return;
                     }
                 }
@@ -271,6 +298,44 @@ impl Turn {
             if !self.send() {
                 return;
             }
+        }
+    }
+
+    /// Hands out everything that happened until now, and an empty batch behind it; false when it is to end.
+    fn flush(&mut self) -> bool {
+        let mut count = [0; 8];
+        // Another wake-up comes by another write.
+        let _ = rustix::io::read(&*self.flusher.wake, &mut count);
+        if self.flusher.ending.load(Ordering::Acquire) {
+            return false;
+        }
+        loop {
+            match wait_for(&self.flusher.wake, Some(self.source.descriptor()), Duration::ZERO) {
+                Ok((_, true)) => {}
+                _ => break,
+            }
+            if let Err(error) = self.source.read(&mut self.pending) {
+                tracing::warn!(%error, path = %self.fs.path().display(), "cannot read events");
+                self.pending.everything();
+                break;
+            }
+        }
+        let mut mark = Some(Vec::new());
+        loop {
+            if !self.send() {
+                return false;
+            }
+            if self.outbox.is_none() {
+                match mark.take().map(|mark| self.sender.try_send(mark)) {
+                    None | Some(Ok(())) => return true,
+                    Some(Err(TrySendError::Full(back))) => mark = Some(back),
+                    Some(Err(TrySendError::Disconnected(_))) => return false,
+                }
+            }
+            if self.flusher.ending.load(Ordering::Acquire) {
+                return false;
+            }
+            std::thread::sleep(FULL);
         }
     }
 
