@@ -88,6 +88,14 @@ pub(crate) fn run(cli: Cli) -> Result<u8, Failure> {
 }
 
 async fn dispatch(data: Data, command: Command) -> Result<u8, Failure> {
+    let local = matches!(
+        command,
+        Command::Init { .. } | Command::Join { .. } | Command::Filehash { .. } | Command::Demo { .. } | Command::Serve
+    );
+    if !local && !data.exists() {
+        return Err(Failure::usage(format!("{} holds no member's state", data.0.display()))
+            .hint("name the data directory with --data or $ANABRANCH_DATA, or make one with `anabranch init`"));
+    }
     let socket = data.socket();
     let call = |name: &'static str, with: Value| {
         let socket = socket.clone();

@@ -151,6 +151,14 @@ where
         true
     }
 
+    /// Is there room for a large file, besides those on their way? How much is missing, where there is not.
+    pub(crate) fn room_missing(&self, size: u64) -> u64 {
+        const RESERVE_BYTES: u64 = 8 << 20;
+        let coming: u64 = self.fetching.wanted.values().map(|w| w.size.saturating_sub(w.received)).sum();
+        let needed = size + coming + RESERVE_BYTES;
+        self.fs.room().map_or(0, |room| needed.saturating_sub(room.free))
+    }
+
     /// Bytes of large files on their way or waiting for their install.
     fn staged_bytes(&self) -> u64 {
         let large = |size: u64| if size > u64::from(PIECE_BYTES_MAX) { size } else { 0 };
@@ -306,10 +314,14 @@ where
         if let Err(error) = self.append(want, &bytes) {
             let path = self.record_path(want.uid)?;
             self.report_once(EventKind::StagingFull, format!("{path}: {error}"));
-            if let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) {
-                wanted.asked = None;
-                wanted.asked_to = wanted.received;
+            // What was received gives its room back: the others must not wait for it.
+            if let Some((name, _, _)) = self.fetching.wanted.get_mut(&want.uid).and_then(|w| w.file.take()) {
+                if let Err(error) = self.fs.remove_file(&self.private.staging, &name) {
+                    self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
+                }
             }
+            self.fetching.forget(want.uid);
+            self.due_at(want.uid, crate::replica::Waiting::Failed);
             self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
             return Ok(());
         }
@@ -359,12 +371,7 @@ where
             wanted.file = Some((name, file, Box::new(blake3::Hasher::new())));
         }
         if let Some((_, file, hasher)) = &mut wanted.file {
-            // A block of zeros becomes a hole: sparseness is carried (design, section 5).
-            if bytes.iter().any(|b| *b != 0) {
-                self.fs.write_at(file, bytes, want.offset)?;
-            } else {
-                self.fs.set_size(file, want.offset + bytes.len() as u64)?;
-            }
+            crate::install::write_sparse(&self.fs, file, bytes, want.offset)?;
             hasher.update(bytes);
             wanted.received += bytes.len() as u64;
         }

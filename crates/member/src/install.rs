@@ -104,6 +104,8 @@ struct Batch<F: Fs> {
     dirs: BTreeSet<NodeId>,
     /// Private files whose data is not durable yet.
     files: Vec<F::File>,
+    /// Nodes that were made, moved or changed in place.
+    moved: BTreeSet<NodeId>,
     /// Attributes were changed in place.
     attributes: usize,
     next_preserved: u64,
@@ -127,6 +129,12 @@ where
         self.work_at = Some(self.now);
     }
 
+    /// An item waits.
+    pub(crate) fn due_at(&mut self, uid: Uid, why: Waiting) {
+        self.wait(nodes::uid_key(uid).to_vec(), why);
+        self.work_at = Some(self.work_at.map_or(Hlc(self.now.0 + self.config.limits.retry), |at| at));
+    }
+
     /// Does one batch of what is to be done so that the tree shows the view.
     pub(crate) fn work(&mut self) -> Result<()> {
         self.work_at = None;
@@ -146,6 +154,7 @@ where
             visited: std::collections::BTreeMap::new(),
             dirs: BTreeSet::new(),
             files: Vec::new(),
+            moved: BTreeSet::new(),
             attributes: 0,
             next_preserved: tables::next_preserved(self.records.kv())?,
         };
@@ -160,7 +169,9 @@ where
         if !self.walk_done || !self.due.is_empty() {
             self.work_at = Some(now);
         }
-        self.make_durable(&mut batch)?;
+        if let Err(error) = self.make_durable(&mut batch)? {
+            return self.undo_batch(&batch, &error);
+        }
         self.write_intents(&batch)?;
         self.records.commit()?;
         if !batch.installs.is_empty() || !batch.removals.is_empty() {
@@ -410,6 +421,7 @@ where
             return Ok(Err(self.failed(node.parent, &node.name, &error)?));
         }
         batch.dirs.extend([node.parent, STAGING_NODE]);
+        batch.moved.insert(node.id);
         let mut parked = node.clone();
         (parked.parent, parked.name) = (STAGING_NODE, name);
         nodes::put(self.records.kv_mut(), Some(&node), &parked)?;
@@ -471,6 +483,8 @@ where
         }
         self.put_back_times(node.parent, parent.id, times)?;
         batch.dirs.extend([node.parent, parent.id]);
+        batch.moved.insert(node.id);
+        batch.moved.extend(occupant.as_ref().map(|n| n.id));
         let mut moved = node.clone();
         (moved.parent, moved.name) = (parent.id, name.to_vec());
         // The rename may have moved the ctime, and nothing else.
@@ -594,6 +608,7 @@ where
             Ok(()) => {
                 nodes::remove(self.records.kv_mut(), node)?;
                 batch.dirs.insert(node.parent);
+                batch.moved.insert(node.id);
                 Ok(Looked::Done)
             }
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -668,6 +683,7 @@ where
         nodes::put(self.records.kv_mut(), None, &node)?;
         batch.dirs.insert(parent.id);
         batch.dirs.insert(id);
+        batch.moved.insert(id);
         Ok(Looked::Done)
     }
 
@@ -699,6 +715,7 @@ where
                     Err(error) => return Ok(Looked::Wait(self.failed(old.parent, &old.name, &error)?)),
                 }
                 batch.attributes += 1;
+                batch.moved.insert(node.id);
             }
             if let Some(disk) = node.content.as_mut() {
                 disk.bytes = Some(facet.bytes.version);
@@ -754,6 +771,7 @@ where
                         after.stamp = stat.stamp;
                     }
                     batch.attributes += 1;
+                    batch.moved.insert(node.id);
                 }
                 Ok(None) => {
                     self.local_change(node.parent, &node.name);
@@ -797,6 +815,16 @@ where
                         self.ready.insert(uid, ready);
                     }
                     None => {
+                        let missing = if *size > u64::from(PIECE_BYTES_MAX) && !self.fetching.wants(uid, hash) {
+                            self.room_missing(*size)
+                        } else {
+                            0
+                        };
+                        if missing > 0 {
+                            let path = self.record_path(uid)?;
+                            self.report_once(EventKind::StagingFull, format!("{path}: no space: {missing} bytes are missing"));
+                            return Ok(Looked::Wait(Waiting::Failed));
+                        }
                         self.want(uid, &facet);
                         return Ok(Looked::Wait(Waiting::Content));
                     }
@@ -874,7 +902,7 @@ where
             Content::File { .. } => match self.ready.get(&record.uid) {
                 Some(Ready::Bytes { bytes, .. }) => {
                     let file = self.fs.create_file(&staging, &name)?;
-                    write_sparse(&self.fs, &file, bytes)?;
+                    write_sparse(&self.fs, &file, bytes, 0)?;
                     Some(file)
                 }
                 Some(Ready::Staged { name, .. }) => Some(self.fs.open_private(&staging, name)?),
@@ -932,15 +960,13 @@ where
     }
 
     /// Data of the batch, and names of the directories made and moved, become durable.
-    fn make_durable(&mut self, batch: &mut Batch<F>) -> Result<()> {
+    fn make_durable(&mut self, batch: &mut Batch<F>) -> Result<io::Result<()>> {
         if broken(Step::DataDurable) {
-            batch.files.clear();
-            batch.dirs.clear();
-            return Ok(());
+            return Ok(Ok(()));
         }
         let count = batch.files.len() + batch.dirs.len() + batch.attributes;
         if count == 0 {
-            return Ok(());
+            return Ok(Ok(()));
         }
         let result = if count >= self.config.limits.sync_all_from || batch.attributes > 0 {
             self.fs.sync_all()
@@ -957,11 +983,31 @@ where
             result
         };
         batch.files.clear();
-        batch.dirs.clear();
-        result.map_err(|source| crate::replica::Stop::Private {
-            path: "the volume (cannot make data durable)".into(),
-            source,
-        })
+        Ok(result)
+    }
+
+    /// Data or names of a batch could not be made durable: the database takes back what it says of them, and all of it is
+    /// done again later. What was moved already is found by looking at both of its places; the view shows it at the new
+    /// one, so no version comes of it.
+    fn undo_batch(&mut self, batch: &Batch<F>, error: &io::Error) -> Result<()> {
+        self.report_once(EventKind::CannotInstall, format!("cannot make a batch durable: {error}"));
+        let mut nodes_after = Vec::new();
+        for id in &batch.moved {
+            nodes_after.extend(nodes::get(self.records.kv(), *id)?.map(|n| (n.parent, n.name)));
+        }
+        self.records.rollback()?;
+        for id in &batch.moved {
+            nodes_after.extend(nodes::get(self.records.kv(), *id)?.map(|n| (n.parent, n.name)));
+        }
+        for (parent, name) in nodes_after {
+            self.local_change(parent, &name);
+        }
+        self.take_up_parked()?;
+        self.waiting.clear();
+        self.walk_done = false;
+        self.work_from.clear();
+        self.work_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+        Ok(())
     }
 
     fn sync_node_dir(&mut self, id: NodeId) -> Result<io::Result<()>> {
@@ -1417,13 +1463,13 @@ where
     }
 }
 
-/// Writes a small file; blocks of zeros become holes.
-fn write_sparse<F: Fs>(fs: &F, file: &F::File, bytes: &[u8]) -> io::Result<()> {
+/// Writes bytes at or behind the end of a file; blocks of zeros become holes: sparseness is carried (design, section 5).
+pub(crate) fn write_sparse<F: Fs>(fs: &F, file: &F::File, bytes: &[u8], start: u64) -> io::Result<()> {
     const BLOCK: usize = 32 * 1024;
     if bytes.len() <= BLOCK {
-        return if bytes.is_empty() { Ok(()) } else { fs.write_at(file, bytes, 0) };
+        return if bytes.is_empty() { Ok(()) } else { fs.write_at(file, bytes, start) };
     }
-    let mut offset = 0;
+    let mut offset = start;
     let mut hole = false;
     for block in bytes.chunks(BLOCK) {
         hole = block.iter().all(|b| *b == 0);
@@ -1432,5 +1478,5 @@ fn write_sparse<F: Fs>(fs: &F, file: &F::File, bytes: &[u8]) -> io::Result<()> {
         }
         offset += block.len() as u64;
     }
-    if hole { fs.set_size(file, bytes.len() as u64) } else { Ok(()) }
+    if hole { fs.set_size(file, start + bytes.len() as u64) } else { Ok(()) }
 }
