@@ -183,6 +183,7 @@ where
         Ok(())
     }
 
+    /// Looks at an entry again after a while; with an empty name at the whole of the directory.
     fn again_later(&mut self, parent: NodeId, name: &[u8]) {
         self.later.insert((parent, name.to_vec()), Hlc(self.now.0 + self.config.limits.retry));
     }
@@ -198,17 +199,20 @@ where
         if !seen.insert((parent, name.clone())) {
             return Ok(());
         }
-        let Some(dir) = self.dir(parent)? else {
-            // The directory itself is in flux. If it is still in the database its own entry will be looked at.
-            if let Some(node) = nodes::get(self.records.kv(), parent)? {
-                if parent != ROOT_NODE && !seen.contains(&(node.parent, node.name.clone())) {
-                    self.changed.insert((node.parent, node.name));
-                }
-                if nodes::at(self.records.kv(), parent, &name)?.is_some() {
+        let dir = match self.open_node(parent)? {
+            Ok(Some(dir)) => dir,
+            Ok(None) => {
+                // The directory itself is in flux. If it is still in the database its own entry will be looked at, and
+                // what this hint was about as soon as it is found again or known to be gone.
+                if let Some(node) = nodes::get(self.records.kv(), parent)? {
+                    if !seen.contains(&(node.parent, node.name.clone())) {
+                        self.changed.insert((node.parent, node.name));
+                    }
                     self.again_later(parent, &name);
                 }
+                return Ok(());
             }
-            return Ok(());
+            Err(error) => return self.cannot_read(parent, &name, &error),
         };
         match self.fs.stat(&dir, &name) {
             Ok(stat) => self.compare(batch, parent, name, stat),
@@ -223,11 +227,18 @@ where
         seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
         id: NodeId,
     ) -> Result<()> {
-        let Some(dir) = self.dir(id)? else {
-            if let Some(node) = nodes::get(self.records.kv(), id)? {
-                self.changed.insert((node.parent, node.name));
+        let dir = match self.open_node(id)? {
+            Ok(Some(dir)) => dir,
+            Ok(None) => {
+                if let Some(node) = nodes::get(self.records.kv(), id)? {
+                    if !seen.contains(&(node.parent, node.name.clone())) {
+                        self.changed.insert((node.parent, node.name));
+                    }
+                    self.again_later(id, b"");
+                }
+                return Ok(());
             }
-            return Ok(());
+            Err(error) => return self.cannot_read(id, b"", &error),
         };
         let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir)]);
         for (_, entries) in listed {
@@ -267,24 +278,7 @@ where
     fn cannot_read(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<()> {
         let path = String::from_utf8_lossy(&self.node_path(parent, name)?).into_owned();
         self.report_once(EventKind::CannotRead, format!("{path}: {error}"));
-        if name.is_empty() {
-            self.scan_later(parent)
-        } else {
-            self.again_later(parent, name);
-            Ok(())
-        }
-    }
-
-    /// A directory that could not be enumerated is looked at again by its own entry.
-    fn scan_later(&mut self, id: NodeId) -> Result<()> {
-        if let Some(node) = nodes::get(self.records.kv(), id)? {
-            if id == ROOT_NODE {
-                self.scan.insert(0, id);
-                self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
-            } else {
-                self.again_later(node.parent, &node.name);
-            }
-        }
+        self.again_later(parent, name);
         Ok(())
     }
 
@@ -708,7 +702,30 @@ where
             }
         }
         self.drop_orphans(batch)?;
-        self.sync_batch(batch)
+        if let Err(error) = self.sync_batch(batch)? {
+            // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
+            self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
+            self.drop_batch(batch)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves all of a batch for later, as if none of it had been seen.
+    fn drop_batch(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        for at in 0..batch.found.len() {
+            if batch.found.get(at).is_some_and(|f| !f.dropped) {
+                self.drop_found(batch, at)?;
+            }
+        }
+        for modified in batch.modified.iter_mut().filter(|m| !m.dropped) {
+            modified.dropped = true;
+            let (parent, name) = (modified.node.parent, modified.node.name.clone());
+            self.again_later(parent, &name);
+        }
+        for node in std::mem::take(&mut batch.gone).into_values() {
+            self.again_later(node.parent, &node.name);
+        }
+        Ok(())
     }
 
     /// What lies in a directory that is left for later is left for later, too.
@@ -727,20 +744,15 @@ where
         Ok(())
     }
 
-    fn sync_batch(&mut self, batch: &Batch<F::Dir>) -> Result<()> {
+    fn sync_batch(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
         let count = batch.found.iter().filter(|f| !f.dropped).count()
             + batch.modified.iter().filter(|m| !m.dropped).count()
             + batch.gone.len();
-        if count == 0 {
-            return Ok(());
+        match count {
+            0 => Ok(Ok(())),
+            _ if count >= self.config.limits.sync_all_from => Ok(self.fs.sync_all()),
+            _ => self.sync_each(batch),
         }
-        let done = if count >= self.config.limits.sync_all_from { self.fs.sync_all() } else { self.sync_each(batch)? };
-        // A failed sync leaves data in doubt. The batch is dropped whole and looked at again: nothing is published.
-        if let Err(error) = done {
-            self.report(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
-            return Err(crate::replica::Stop::Private { path: "the volume".into(), source: error });
-        }
-        Ok(())
     }
 
     fn sync_each(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
@@ -1153,7 +1165,11 @@ where
                     self.recent.insert((parent, node.name.clone()), (uid, self.now));
                 }
             }
-            self.records.remove_from(self.now, uid, seen.as_ref())?;
+            // What the view does not show is not there as it should be: taken out by ourselves, before a crash or a failed
+            // sync, or on its way into another directory.
+            if self.records.shown(uid)?.is_some() {
+                self.records.remove_from(self.now, uid, seen.as_ref())?;
+            }
         }
         Ok(())
     }

@@ -194,6 +194,7 @@ where
             self.report(EventKind::Recovered, self.config.folder_name.clone());
         }
         self.clear_staging()?;
+        self.take_up_parked()?;
         if !new && place.as_deref() != Some(&self.config.place[..]) {
             self.take_fresh_id(None)?;
         }
@@ -227,23 +228,99 @@ where
         Ok(())
     }
 
+    /// Entries that were put aside into staging without the database having taken note: their nodes follow them, so that
+    /// they are not taken for deleted. What no node knows is preserved.
+    pub(crate) fn take_up_parked(&mut self) -> Result<()> {
+        let failed = |source| Stop::Private { path: "staging".into(), source };
+        let staging = self.private.staging.clone();
+        let parked: Vec<_> =
+            self.fs.list(&staging).map_err(failed)?.into_iter().filter(|e| e.name.starts_with(b"p-")).collect();
+        if parked.is_empty() {
+            return Ok(());
+        }
+        self.records.begin()?;
+        for entry in parked {
+            let Some(stat) = self.fs.stat(&staging, &entry.name).map_err(failed)? else { continue };
+            let known = nodes::by_object(self.records.kv(), &stat.object)?;
+            if known.iter().any(|n| n.parent == STAGING_NODE && n.name == entry.name) {
+                continue;
+            }
+            match known.into_iter().find(|n| n.kind == stat.kind && n.uid.is_some()) {
+                Some(node) => {
+                    let mut parked = node.clone();
+                    (parked.parent, parked.name) = (STAGING_NODE, entry.name);
+                    nodes::put(self.records.kv_mut(), Some(&node), &parked)?;
+                    if let Some(uid) = node.uid {
+                        self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                        self.due_now(uid);
+                    }
+                }
+                None => self.preserve_staged(&entry.name, Reason::Differed, None, &stat)?,
+            }
+        }
+        self.records.commit()?;
+        Ok(())
+    }
+
+    /// Something in staging that is not ours to throw away goes to `ConflictAndDeleted`.
+    fn preserve_staged(
+        &mut self,
+        name: &[u8],
+        reason: Reason,
+        number: Option<u64>,
+        stat: &anabranch_volume::fs::Stat,
+    ) -> Result<()> {
+        let failed = |source| Stop::Private { path: "ConflictAndDeleted".into(), source };
+        let number = match number {
+            Some(number) => number,
+            None => tables::next_preserved(self.records.kv())?,
+        };
+        let mut item = match tables::preserved_one(self.records.kv(), number)? {
+            Some(item) => item,
+            None => Preserved {
+                number,
+                reason,
+                when: self.now,
+                uid: None,
+                version: None,
+                replaced_by: None,
+                path: name.to_vec(),
+                size: stat.stamp.size,
+                hash: None,
+                directory: stat.kind == Kind::Directory,
+                pending: true,
+            },
+        };
+        let (from, to) = (self.private.staging.clone(), self.private.conflict.clone());
+        self.fs.rename_new(&from, name, &to, &item.file_name()).map_err(failed)?;
+        item.pending = false;
+        if item.reason != reason && reason.unseen() {
+            item.reason = reason;
+        }
+        tables::put_preserved(self.records.kv_mut(), &item)?;
+        Ok(())
+    }
+
     fn recover_intent(&mut self, intent: &Intent) -> Result<()> {
         let failed = |source| Stop::Private { path: "an item of an install intent".into(), source };
-        let Some(dir) = self.dir(intent.parent)? else { return Ok(()) };
-        let here = self.fs.stat(&dir, &intent.name).map_err(failed)?;
+        // What was prepared is in staging, unless it was put in place: then what came out is there, or preserved already.
+        // It may be another thing than the intent says: somebody had just put that there, and nobody has seen it.
         let staging = self.private.staging.clone();
+        if let Some(out) = self.fs.stat(&staging, &intent.private).map_err(failed)?.filter(|s| s.object != intent.object) {
+            let expected = intent.replaces.as_ref().filter(|(object, stamp)| {
+                *object == out.object && (stamp.size, stamp.mtime) == (out.stamp.size, out.stamp.mtime)
+            });
+            match expected.and(tables::preserved_one(self.records.kv(), intent.preserved)?) {
+                Some(item) => self.preserve_staged(&intent.private, item.reason, Some(intent.preserved), &out)?,
+                None => self.preserve_staged(&intent.private, Reason::LostEdit, None, &out)?,
+            }
+        }
+        let Some(dir) = self.dir(intent.parent)? else { return Ok(()) };
+        // One entry that cannot be looked at must not keep the folder from starting: the scan meets it again.
+        let Ok(here) = self.fs.stat(&dir, &intent.name) else { return Ok(()) };
         if here.as_ref().is_none_or(|s| s.object != intent.object) {
             // Not in place: what was prepared is thrown away, and the item, still on the list of work, is done again.
             return Ok(());
-        }
-        // In place. What it replaced is in staging still, or preserved already.
-        let out = self.fs.stat(&staging, &intent.private).map_err(failed)?;
-        if let (Some(out), Some((object, _))) = (out, &intent.replaces) {
-            if out.object == *object {
-                let name = format!("{:016x}", intent.preserved).into_bytes();
-                let to = self.private.conflict.clone();
-                self.fs.rename_new(&staging, &intent.private, &to, &name).map_err(failed)?;
-            }
         }
         let Some(stat) = here else { return Ok(()) };
         let record = self.records.record(intent.uid)?;
