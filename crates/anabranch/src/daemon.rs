@@ -453,14 +453,20 @@ impl Daemon {
 
     /// May a folder be kept at this path here? (design, section 13: allowed roots; the list of bad input)
     pub(crate) fn check_path(&self, path: &str) -> Result<(), String> {
+        let refused = || {
+            let roots: Vec<String> = self.local.roots.iter().map(|r| r.display().to_string()).collect();
+            format!("it is not beneath the roots that {} allows ({})", self.local.name, roots.join(", "))
+        };
+        if !self.local.roots.iter().any(|root| Path::new(path).starts_with(root)) {
+            return Err(refused());
+        }
         let real = fs::canonicalize(path).map_err(|error| match error.kind() {
             std::io::ErrorKind::NotFound => "the directory does not exist".to_owned(),
             _ => format!("the directory cannot be used: {error}"),
         })?;
         let allowed = self.local.roots.iter().any(|root| fs::canonicalize(root).is_ok_and(|root| real.starts_with(root)));
         if !allowed {
-            let roots: Vec<String> = self.local.roots.iter().map(|r| r.display().to_string()).collect();
-            return Err(format!("it is not beneath the roots that {} allows ({})", self.local.name, roots.join(", ")));
+            return Err(refused());
         }
         if real != Path::new(path) {
             return Err(format!("it leads through a symlink to {}, outside the root's own tree of directories", real.display()));
