@@ -3,6 +3,10 @@
 //! A tombstone may go when every replica that counts has acknowledged it. Its versions tell that, unless its maps were joined
 //! since their authors wrote them: then another replica may know the same versions without having joined the same maps. Of
 //! such a row the table Tombstones keeps what was known here when it last changed; who has acknowledged that has them too.
+//!
+//! While a row of the same UID lies aside here, the tombstone stays: the row may be of before the delete, and the upstream,
+//! which has collected its own tombstone since, sends no later one. For the same reason the caller collects nothing while it waits
+//! for a page.
 
 use anabranch_model::{Knowledge, Record, Uid};
 
@@ -57,7 +61,16 @@ impl<K: Kv> Records<K> {
         let rows = self.kv.range(Table::Tombstones, &from, None, CHUNK)?;
         let next = rows.last().filter(|_| rows.len() == CHUNK).map(|(key, _)| [&key[..], &[0]].concat());
         let mut out = Vec::new();
-        for (key, known) in rows {
+        let upstreams = match self.kv.range(Table::Aside, &[], None, 1)?.is_empty() {
+            true => Vec::new(),
+            false => self.kv.range(Table::Cursors, &[], None, usize::MAX)?,
+        };
+        'rows: for (key, known) in rows {
+            for (upstream, _) in &upstreams {
+                if self.kv.get(Table::Aside, &[&upstream[..], &key].concat())?.is_some() {
+                    continue 'rows;
+                }
+            }
             let uid = self.numbers.uid(&key)?;
             let covered = |record: &Record| record.versions().all(|version| acknowledged.covers(version));
             let joined = known.is_empty() || acknowledged.includes(&self.numbers.read_knowledge(&known)?);
