@@ -135,7 +135,7 @@ where
             let attributes = read.attributes.unwrap_or_default();
             let same = record.attributes.as_ref().filter(|f| f.value == attributes).map(|f| f.written.version);
             let node = Node {
-                id: nodes::next_id(self.records.kv())?,
+                id: self.new_node_id()?,
                 parent: id,
                 name: task.name,
                 uid: Some(record.uid),

@@ -678,7 +678,7 @@ where
             Err(error) => return Ok(Looked::Wait(self.failed(parent.id, name, &error)?)),
         };
         self.put_back_times(parent.id, parent.id, times)?;
-        let id = nodes::next_id(self.records.kv())?;
+        let id = self.new_node_id()?;
         let node = self.node_after(id, parent.id, name, record.uid, &stat, None, false, attributes)?;
         nodes::put(self.records.kv_mut(), None, &node)?;
         batch.dirs.insert(parent.id);
@@ -1366,7 +1366,7 @@ where
         let before = nodes::of(self.records.kv(), uid)?;
         let id = match &before {
             Some(node) => node.id,
-            None => nodes::next_id(self.records.kv())?,
+            None => self.new_node_id()?,
         };
         // Its stamp now, unless somebody wrote already: then the stamp of what we put there, so that it shows.
         let mut stamp = install.prepared.stamp;

@@ -956,7 +956,7 @@ where
         let old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
         let id = match &old {
             Some(node) => node.id,
-            None => nodes::next_id(self.records.kv())?,
+            None => self.new_node_id()?,
         };
         let provisional = found_provisional(batch, at);
         let node = self.node_after(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes)?;

@@ -228,6 +228,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) root_lost: bool,
     /// Something was preserved since quotas were looked at.
     pub(crate) purge_due: bool,
+    /// No node gets a number below this one: what is to be looked at later names nodes by number.
+    pub(crate) node_floor: u64,
     /// Bytes preserved, by class; `None`: to be summed up anew.
     pub(crate) preserved_bytes: Option<[u64; 2]>,
     pub(crate) last_mark: Mark,
@@ -591,6 +593,13 @@ where
         };
         self.dirs.insert(id, dir.clone());
         Ok(Ok(Some(dir)))
+    }
+
+    /// The number for a new node: never one that another node had while this replica is open.
+    pub(crate) fn new_node_id(&mut self) -> Result<NodeId> {
+        let id = nodes::next_id(self.records.kv())?.0.max(self.node_floor);
+        self.node_floor = id + 1;
+        Ok(NodeId(id))
     }
 
     /// The path of a node, from the root, for people.

@@ -112,6 +112,7 @@ where
             verifying: BTreeMap::new(),
             root_lost: false,
             purge_due: true,
+            node_floor: 0,
             preserved_bytes: None,
             last_mark: Mark::default(),
             marks: 0,
@@ -120,6 +121,7 @@ where
             hold_until: None,
         };
         replica.load_marks()?;
+        replica.node_floor = nodes::next_id(replica.records.kv())?.0;
         replica.begin_life(new, token, resume)?;
         Ok(replica)
     }
@@ -340,7 +342,7 @@ where
         let node = Node {
             id: match &before {
                 Some(node) => node.id,
-                None => nodes::next_id(self.records.kv())?,
+                None => self.new_node_id()?,
             },
             parent: intent.parent,
             name: intent.name.clone(),
