@@ -34,6 +34,10 @@ pub struct Limits {
     pub batch_entries: usize,
     /// Files installed in one batch.
     pub batch_installs: usize,
+    /// Bytes of small files that make a batch full.
+    pub batch_bytes: u64,
+    /// How long a batch that is not full waits while more content is on its way (at most 200 ms: design, section 8).
+    pub batch_wait: u64,
     /// Items of content wanted or on their way at once.
     pub window_items: usize,
     /// Bytes of content wanted or on their way at once.
@@ -60,7 +64,9 @@ impl Default for Limits {
             hold: 600_000_000,
             ahead: 600_000_000,
             batch_entries: 8192,
-            batch_installs: 1024,
+            batch_installs: 2048,
+            batch_bytes: 12 << 20,
+            batch_wait: 40_000,
             window_items: 4096,
             window_bytes: 32 << 20,
             staging_bytes: 4 << 30,

@@ -85,6 +85,11 @@ impl<File> Fetching<File> {
         }
     }
 
+    /// Is more content on its way?
+    pub(crate) fn under_way(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.wanted.is_empty()
     }

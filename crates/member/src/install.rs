@@ -121,12 +121,16 @@ where
     F::Dir: Send + Sync,
     F::File: Send,
 {
-    /// An item can be gone on with.
+    /// An item can be gone on with: at once if nothing else is on its way, else in a batch with what is.
     pub(crate) fn due_now(&mut self, uid: Uid) {
         let key = nodes::uid_key(uid).to_vec();
         self.waiting.remove(&key);
         self.due.insert(key);
-        self.work_at = Some(self.now);
+        let bytes: u64 = self.ready.values().map(|r| r.size().min(u64::from(PIECE_BYTES_MAX))).sum();
+        let full = self.ready.len() >= self.config.limits.batch_installs || bytes >= self.config.limits.batch_bytes;
+        let wait = if full || !self.fetching.under_way() { 0 } else { self.config.limits.batch_wait };
+        let at = Hlc(self.now.0 + wait);
+        self.work_at = Some(self.work_at.map_or(at, |before| before.min(at)));
     }
 
     /// An item waits.

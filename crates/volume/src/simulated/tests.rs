@@ -1,3 +1,5 @@
+//! The durability table by seeds, leases, faults, images, and the checks that both file systems must pass.
+
 use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::sync::Arc;
