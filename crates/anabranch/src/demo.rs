@@ -26,6 +26,8 @@ use voice::Voice;
 pub(crate) enum Stop {
     /// Something went wrong.
     Failed(Failure),
+    /// A signal came.
+    Interrupted(&'static str),
     /// Standard output was closed: nobody looks any more, which is no error.
     Unseen,
 }
@@ -61,7 +63,7 @@ async fn show(from: Option<PathBuf>, once: bool) -> Result<u8, Failure> {
     let mut voice = Voice::new();
     let source = tokio::select! {
         source = source::choose(from, &mut voice, &cancel) => source,
-        name = signals.next() => Err(interrupted(name)),
+        name = signals.next() => Err(Stop::Interrupted(name)),
     };
     let source = match source {
         Ok(source) => Arc::new(source),
@@ -74,7 +76,7 @@ async fn show(from: Option<PathBuf>, once: bool) -> Result<u8, Failure> {
     let mut over = false;
     let played = tokio::select! {
         played = acts::play(&mut stage, &mut voice, &source, &cancel) => played,
-        name = signals.next() => Err(interrupted(name)),
+        name = signals.next() => Err(Stop::Interrupted(name)),
     };
     let mut outcome = played;
     if outcome.is_ok() && !once {
@@ -90,10 +92,11 @@ async fn show(from: Option<PathBuf>, once: bool) -> Result<u8, Failure> {
         // Nobody may be looking any more.
         let _ = voice.line("\nEnding the three members and removing their folder.");
     }
-    if let Err(Stop::Failed(failure)) = &outcome
-        && failure.code != 0
-    {
+    if let Err(Stop::Failed(failure)) = &mut outcome {
         eprint!("{}", stage.logs());
+        if let Some(words) = stage.no_room_left() {
+            failure.hint = Some(words);
+        }
     }
     let ended = stage.end().await;
     end_of(outcome.and(ended.map_err(Stop::Failed)))
@@ -103,11 +106,10 @@ fn end_of(outcome: Outcome<()>) -> Result<u8, Failure> {
     match outcome {
         Ok(()) | Err(Stop::Unseen) => Ok(0),
         Err(Stop::Failed(failure)) => Err(failure),
+        Err(Stop::Interrupted(name)) => {
+            Err(Failure::failed("the demonstration was interrupted").because(format!("{name} came before its end")))
+        }
     }
-}
-
-fn interrupted(name: &str) -> Stop {
-    Failure::failed("the demonstration was interrupted").because(format!("{name} came before its end")).into()
 }
 
 /// The signals that end the demonstration.

@@ -183,8 +183,7 @@ impl Show<'_> {
             if sum != last.1 {
                 last = (Instant::now(), sum);
             } else if last.0.elapsed() > STALL_LIMIT {
-                self.in_step().await?;
-                return Err(Failure::failed(format!("nothing has arrived for {} s", STALL_LIMIT.as_secs())).into());
+                return Err(self.stalled().await?.into());
             }
             // A look at a large tree is not to take the time that the members need.
             tokio::time::sleep(looked.elapsed() * 4).await;
@@ -201,6 +200,20 @@ impl Show<'_> {
             format!("{} to two other members in {}, copying included", counted(copied, "file", "files"), span(took)),
         ));
         Ok(())
+    }
+
+    /// Nothing arrives any more: what the members say of it.
+    async fn stalled(&mut self) -> Outcome<Failure> {
+        let mut causes = Vec::new();
+        for place in 0..NAMES.len() {
+            match self.stage.ask_folder(place, "folder.wait", json!({"timeout_ms": 0})).await {
+                Ok(_) => {}
+                Err(Stop::Failed(failure)) => causes.push(failure.cause.unwrap_or(failure.error)),
+                Err(other) => return Err(other),
+            }
+        }
+        let failure = Failure::failed(format!("nothing has arrived for {} s", STALL_LIMIT.as_secs()));
+        Ok(failure.because(causes.join("\n    ")))
     }
 
     async fn count(&self, tree: &Path) -> Outcome<u64> {

@@ -225,6 +225,16 @@ impl Stage {
         out
     }
 
+    /// What to do where the room for the folder is used up; `None` where it is not.
+    pub(crate) fn no_room_left(&self) -> Option<String> {
+        const LITTLE_BYTES: u64 = 4 << 20;
+        let room = rustix::fs::statvfs(&self.dir).ok()?;
+        let free = room.f_bavail.saturating_mul(room.f_frsize);
+        (free < LITTLE_BYTES).then(|| {
+            format!("the disk with {} is full: set TMPDIR to a directory with more room", shown_path(&self.dir))
+        })
+    }
+
     /// Ends the members and removes the folder.
     pub(crate) async fn end(mut self) -> Result<(), Failure> {
         for child in self.members.iter_mut().filter_map(|m| m.process.as_mut()) {
@@ -294,7 +304,7 @@ fn enough_room(dir: &Path, need: u64) -> Result<(), Failure> {
     if free >= need {
         return Ok(());
     }
-    Err(Failure::failed(format!("there is not enough room in {}", shown(dir.as_os_str().as_encoded_bytes())))
+    Err(Failure::failed(format!("there is not enough room in {}", shown_path(dir)))
         .because(format!(
             "three copies and the members' state take about {}, and {} are free",
             bytes(need),
@@ -319,6 +329,10 @@ fn remove(dir: &Path) -> std::io::Result<()> {
         }
     }
     fs::remove_dir_all(dir)
+}
+
+fn shown_path(path: &Path) -> String {
+    shown(path.as_os_str().as_encoded_bytes())
 }
 
 fn random() -> Result<u32, Failure> {
