@@ -473,6 +473,12 @@ where
             Err(why) => return Ok(Err(why)),
         };
         let times = [self.fs.stat_dir(&from).ok(), self.fs.stat_dir(&to).ok()];
+        // A local change that was not looked at yet must show by the stamp afterwards, too.
+        let as_known = |fs: &F, dir: &F::Dir, node: &Node| {
+            fs.stat(dir, &node.name).is_ok_and(|s| s.is_some_and(|s| s.object == node.object && s.stamp == node.stamp))
+        };
+        let known = as_known(&self.fs, &from, &node);
+        let other_known = occupant.as_ref().is_some_and(|n| as_known(&self.fs, &to, n));
         let renamed = match &occupant {
             None => self.fs.rename_new(&from, &node.name, &to, name),
             Some(_) => self.fs.exchange(&from, &node.name, &to, name),
@@ -492,7 +498,7 @@ where
         let mut moved = node.clone();
         (moved.parent, moved.name) = (parent.id, name.to_vec());
         // The rename may have moved the ctime, and nothing else.
-        if let Ok(Some(stat)) = self.fs.stat(&to, name) {
+        if let Some(stat) = self.fs.stat(&to, name).ok().flatten().filter(|_| known) {
             if (stat.stamp.size, stat.stamp.mtime) == (node.stamp.size, node.stamp.mtime) && stat.object == node.object
             {
                 moved.stamp = stat.stamp;
@@ -501,7 +507,7 @@ where
         if let Some(other) = occupant {
             let mut swapped = other.clone();
             (swapped.parent, swapped.name) = (node.parent, node.name.clone());
-            if let Ok(Some(stat)) = self.fs.stat(&from, &node.name) {
+            if let Some(stat) = self.fs.stat(&from, &node.name).ok().flatten().filter(|_| other_known) {
                 if (stat.stamp.size, stat.stamp.mtime) == (other.stamp.size, other.stamp.mtime) {
                     swapped.stamp = stat.stamp;
                 }
@@ -757,11 +763,19 @@ where
                 Err(why) => return Ok(Looked::Wait(why)),
             };
             let written = (|| -> io::Result<Option<(anabranch_model::Attributes, Stat)>> {
-                if self.fs.read_attributes(&dir, &node.name)? != node.attributes {
+                let before = self.fs.stat(&dir, &node.name)?.filter(|s| s.object == node.object);
+                if before.is_none_or(|s| !node.is_dir() && s.stamp != node.stamp)
+                    || self.fs.read_attributes(&dir, &node.name)? != node.attributes
+                {
                     return Ok(None);
                 }
                 let attributes = self.fs.write_attributes(&dir, &node.name, &facet.value)?;
-                Ok(self.fs.stat(&dir, &node.name)?.filter(|s| s.object == node.object).map(|s| (attributes, s)))
+                let mut after = self.fs.stat(&dir, &node.name)?.filter(|s| s.object == node.object);
+                if self.fs.read_attributes(&dir, &node.name)? != attributes {
+                    // Somebody came right after us: the stamp stays what it was, so that it shows.
+                    after = after.map(|s| Stat { stamp: node.stamp, ..s });
+                }
+                Ok(after.map(|s| (attributes, s)))
             })();
             match written {
                 Ok(Some((attributes, stat))) => {
@@ -1377,7 +1391,8 @@ where
         if let Ok(Some(now)) = self.fs.stat(&install.dir, &install.name) {
             let same =
                 now.object == install.prepared.object && (now.stamp.size, now.stamp.mtime) == (stamp.size, stamp.mtime);
-            if same {
+            let kept = self.fs.read_attributes(&install.dir, &install.name).is_ok_and(|a| a == install.attributes);
+            if same && kept {
                 stamp = now.stamp;
             } else {
                 self.local_change(install.parent, &install.name);

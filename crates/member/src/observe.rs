@@ -41,6 +41,8 @@ struct Found<D> {
     /// In use or unreadable: left for later, with all that it touches.
     dropped: bool,
     uid: Option<Uid>,
+    /// It was given this UID because the view shows just such a thing here: our own work, attributes not yet applied.
+    leftover: bool,
     node: Option<NodeId>,
 }
 
@@ -59,6 +61,23 @@ struct Batch<D> {
     modified: Vec<Modified>,
     /// Nodes whose name no longer leads to them.
     gone: BTreeMap<NodeId, Node>,
+}
+
+impl<D> Batch<D> {
+    /// Nodes whose objects were found elsewhere.
+    fn claimed(&self) -> BTreeSet<NodeId> {
+        self.found.iter().filter(|f| !f.dropped).filter_map(|f| f.moved.as_ref()).map(|n| n.id).collect()
+    }
+
+    /// A directory of another object at the same name, while the old object is nowhere: it continues the old one.
+    fn heir(&self, id: NodeId) -> Option<usize> {
+        self.found.iter().position(|f| {
+            !f.dropped
+                && f.stat.kind == Kind::Directory
+                && f.moved.is_none()
+                && f.occupant.as_ref().is_some_and(|n| n.id == id && n.is_dir())
+        })
+    }
 }
 
 /// A file or directory of the batch, by its parent's handle and its name: what is to be hashed.
@@ -337,6 +356,7 @@ where
             attributes: Attributes::default(),
             dropped: false,
             uid: None,
+            leftover: false,
             node: None,
         });
         Ok(())
@@ -360,7 +380,9 @@ where
                 None => break,
             };
             at += 1;
-            if stat.kind != Kind::Directory {
+            // Each directory is entered once, however often more is found.
+            let done = batch.found.get(at - 1).is_none_or(|f| f.dropped || f.dir.is_some());
+            if stat.kind != Kind::Directory || done {
                 continue;
             }
             let Some(handle) = self.found_dir(batch, parent)? else {
@@ -399,6 +421,8 @@ where
                     }
                 }
                 Some(Err(error)) => {
+                    // Nothing is known of what is in it, and of what was in the directory that had its name.
+                    self.drop_found(batch, at - 1)?;
                     if let Parent::Node(id) = parent {
                         self.cannot_read(id, name.bytes(), &error)?;
                     }
@@ -432,6 +456,7 @@ where
             attributes: Attributes::default(),
             dropped: false,
             uid: None,
+            leftover: false,
             node: None,
         });
     }
@@ -465,47 +490,45 @@ where
     /// Decides for each object found whether it was elsewhere before, and for each node gone whether it is elsewhere now.
     fn match_objects(&mut self, batch: &mut Batch<F::Dir>, seen: &mut BTreeSet<(NodeId, Vec<u8>)>) -> Result<()> {
         let mut at = 0;
+        let (mut located, mut emptied) = (BTreeSet::new(), BTreeSet::new());
         loop {
             while at < batch.found.len() {
                 self.match_found(batch, seen, at)?;
                 at += 1;
             }
-            // Children of directories that are gone are gone with them, unless they are found elsewhere.
-            let mut stack: Vec<_> = batch.gone.values().filter(|n| n.is_dir()).map(|n| n.id).collect();
-            let claimed: BTreeSet<_> = batch.found.iter().filter_map(|f| f.moved.as_ref()).map(|n| n.id).collect();
-            while let Some(id) = stack.pop() {
-                if claimed.contains(&id) || self.same_elsewhere(batch, id) {
-                    continue;
-                }
-                for child in nodes::children(self.records.kv(), id, None, usize::MAX)? {
-                    if !batch.gone.contains_key(&child.id) {
-                        if child.is_dir() {
-                            stack.push(child.id);
-                        }
-                        batch.gone.insert(child.id, child);
-                    }
-                }
-            }
-            let before = batch.found.len();
+            let (before, claimed) = (batch.found.len(), batch.claimed());
             let lost: Vec<_> = batch.gone.values().filter(|n| !claimed.contains(&n.id)).cloned().collect();
             for node in lost {
-                self.locate_gone(batch, seen, &node)?;
+                if located.insert(node.id) {
+                    self.locate_gone(batch, seen, &node)?;
+                }
             }
-            if batch.found.len() == before {
+            if batch.found.len() > before {
+                self.enter_found(batch, seen)?;
+                continue;
+            }
+            // What was in directories that are nowhere is gone with them, unless it is found elsewhere.
+            let dirs: Vec<_> =
+                batch.gone.values().filter(|n| n.is_dir() && !claimed.contains(&n.id)).cloned().collect();
+            let mut grown = false;
+            for dir in dirs.into_iter().filter(|n| emptied.insert(n.id)) {
+                let heir = batch.heir(dir.id);
+                for child in nodes::children(self.records.kv(), dir.id, None, usize::MAX)? {
+                    // Another directory took its place: what has the same name in there continues the file.
+                    let name = child.name.as_slice();
+                    let same = batch.found.iter_mut().find(|f| {
+                        heir.is_some_and(|h| f.parent == Parent::Found(h)) && f.name.bytes() == name && !f.dropped
+                    });
+                    if let Some(same) = same {
+                        same.occupant = Some(child.clone());
+                    }
+                    grown |= batch.gone.insert(child.id, child).is_none();
+                }
+            }
+            if !grown {
                 return Ok(());
             }
-            self.enter_found(batch, seen)?;
         }
-    }
-
-    /// A directory of another object at the same name, while the old object is nowhere: it continues the old one.
-    fn same_elsewhere(&self, batch: &Batch<F::Dir>, id: NodeId) -> bool {
-        batch.found.iter().any(|f| {
-            !f.dropped
-                && f.stat.kind == Kind::Directory
-                && f.moved.is_none()
-                && f.occupant.as_ref().is_some_and(|n| n.id == id && n.is_dir())
-        })
     }
 
     fn match_found(
@@ -600,6 +623,11 @@ where
                         return Ok(());
                     }
                     self.look(batch, seen, here.0, here.1)?;
+                    if !batch.found.iter().any(|f| f.stat.object == node.object) {
+                        // What it lies in is in flux: it is somewhere, so it is not gone.
+                        batch.gone.remove(&node.id);
+                        self.again_later(node.parent, &node.name);
+                    }
                 } else if !batch.found.iter().any(|f| f.stat.object == directory) {
                     // In a directory that the database does not have yet.
                     if !self.is_private(&directory) {
@@ -701,7 +729,7 @@ where
                 }
             }
         }
-        self.drop_orphans(batch)?;
+        self.close_set(batch)?;
         if let Err(error) = self.sync_batch(batch)? {
             // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
             self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
@@ -726,6 +754,39 @@ where
             self.again_later(node.parent, &node.name);
         }
         Ok(())
+    }
+
+    /// What is left for later takes along what would be no complete set without it (design, section 5): a directory stays
+    /// while something in it stays, and a name stays taken while what had it stays.
+    fn close_set(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        loop {
+            self.drop_orphans(batch)?;
+            let claimed = batch.claimed();
+            let mut stay = Vec::new();
+            for dir in batch.gone.values().filter(|n| n.is_dir() && !claimed.contains(&n.id)) {
+                let children = nodes::children(self.records.kv(), dir.id, None, usize::MAX)?;
+                if batch.heir(dir.id).is_none() && children.iter().any(|c| !batch.gone.contains_key(&c.id)) {
+                    stay.push(dir.clone());
+                }
+            }
+            let stays = |f: &Found<F::Dir>| {
+                let continued =
+                    |o: &Node| o.is_dir() == (f.stat.kind == Kind::Directory) && (!o.is_dir() || f.moved.is_none());
+                f.occupant.as_ref().is_some_and(|o| !batch.gone.contains_key(&o.id) && !continued(o))
+            };
+            let drop: Vec<_> =
+                batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && stays(f)).map(|(at, _)| at).collect();
+            if stay.is_empty() && drop.is_empty() {
+                return Ok(());
+            }
+            for dir in stay {
+                batch.gone.remove(&dir.id);
+                self.again_later(dir.parent, &dir.name);
+            }
+            for at in drop {
+                self.drop_found(batch, at)?;
+            }
+        }
     }
 
     /// What lies in a directory that is left for later is left for later, too.
@@ -885,6 +946,7 @@ where
             let free = !batch.found.iter().any(|f| f.uid == Some(shown));
             if let Some(found) = batch.found.get_mut(at).filter(|_| absent && same && free) {
                 found.uid = Some(shown);
+                found.leftover = true;
             }
         }
         Ok(())
@@ -923,10 +985,10 @@ where
         let directory = found.stat.kind == Kind::Directory;
         let (name, stat) = (found.name.clone(), found.stat.clone());
         let value = found.content.as_ref().map(|(c, _)| c.clone());
-        let base = found.occupant.as_ref().filter(|n| n.uid == found.uid).or(found.moved.as_ref());
-        let history = base.and_then(|n| n.content.as_ref()).map(|c| c.history.clone());
-        let disk_before = base.map(|n| n.attributes.clone());
-        let attributes = found.attributes.clone();
+        // What the database last saw of this very UID on disk: only a difference from that is a local change.
+        let base = [&found.occupant, &found.moved].into_iter().flatten().find(|n| n.uid == found.uid).cloned();
+        let (attributes, leftover) = (found.attributes.clone(), found.leftover);
+        let unchanged = base.as_ref().and_then(|n| n.content.clone()).filter(|c| Some(&c.value) == value.as_ref());
         let mtime = stat.stamp.mtime;
         let uid = found.uid;
         let uid = match uid {
@@ -941,10 +1003,22 @@ where
                         other => other?,
                     }
                 }
-                if let Some(value) = &value {
-                    self.record_content(uid, value, mtime, stat.birth, history.as_ref())?;
+                match (&value, &base) {
+                    // A newer content may be on its way here: where it lies is no reason to write the old one anew.
+                    (Some(value), Some(base)) if unchanged.as_ref().is_some_and(|c| c.bytes.is_some()) => {
+                        if base.stamp.mtime != mtime {
+                            self.record_content_touch(uid, value, mtime)?;
+                        }
+                    }
+                    (Some(value), base) => {
+                        let seen = base.as_ref().and_then(|n| n.content.as_ref()).filter(|c| c.bytes.is_some());
+                        self.record_content(uid, value, mtime, stat.birth, seen.map(|c| &c.history))?;
+                    }
+                    (None, _) => {}
                 }
-                self.record_attributes(uid, disk_before.as_ref(), &attributes)?;
+                if !leftover {
+                    self.record_attributes(uid, base.as_ref().map(|n| &n.attributes), &attributes)?;
+                }
                 uid
             }
             None => {
@@ -959,9 +1033,21 @@ where
             None => self.new_node_id()?,
         };
         let provisional = found_provisional(batch, at);
-        let node = self.node_after(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes)?;
+        let mut node = self.node_after(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes)?;
+        if let Some(content) = node.content.as_mut().filter(|c| c.bytes.is_none()) {
+            // Still the content that the database knew, while a newer one is recorded.
+            *content = unchanged.map_or(content.clone(), |before| OnDisk { provisional, ..before });
+        }
+        let applied = |n: &Node| n.attributes_version == node.attributes_version && n.attributes == node.attributes;
+        let facet = self.records.record(uid)?.and_then(|r| r.attributes);
+        if facet.is_some_and(|f| f.value != node.attributes) && !base.as_ref().is_some_and(applied) {
+            // A part of what is recorded is not on disk yet.
+            node.attributes_version = Version::default();
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            self.due_now(uid);
+        }
         nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
-        let known_before = old.is_some();
+        let known_before = old.is_some_and(|old| old.object == node.object);
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
             found.node = Some(id);
@@ -1045,6 +1131,11 @@ where
             return Ok(());
         };
         let Some(before) = before else {
+            // A new thing that continues the UID: all of it is as its user made it.
+            if facet.value != *now {
+                let mtime = facet.directory_mtime;
+                self.records.set_attributes(self.now, uid, now.clone(), mtime)?;
+            }
             return Ok(());
         };
         if before == now {
