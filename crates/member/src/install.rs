@@ -974,7 +974,7 @@ where
             let at = self.records.shown_at(placement.value.parent, placement.value.name.bytes())?;
             return Ok(if beside(at)? { Reason::Deleted } else { Reason::LostName });
         }
-        Ok(if placement.seen.covers(held) { Reason::Deleted } else { Reason::LostEdit })
+        Ok(if anabranch_engine::must_preserve_deleted(placement, held) { Reason::LostEdit } else { Reason::Deleted })
     }
 
     /// Data of the batch, and names of the directories made and moved, become durable.

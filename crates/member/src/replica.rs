@@ -759,6 +759,10 @@ where
 
     /// Collects tombstones, in the transaction under way: what every member of the folder has acknowledged.
     pub(crate) fn collect(&mut self, known: &[Acknowledgement]) -> Result<()> {
+        // A page that is on its way may speak of what is collected meanwhile.
+        if self.links.values().any(|l| l.pulling) {
+            return Ok(());
+        }
         let mut all: Option<Knowledge> = None;
         for member in &self.config.members {
             let Some(ack) = known.iter().find(|a| a.member == *member) else { return Ok(()) };
