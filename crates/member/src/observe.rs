@@ -305,6 +305,9 @@ where
     fn compare(&mut self, batch: &mut Batch<F::Dir>, parent: NodeId, name: Vec<u8>, stat: Option<Stat>) -> Result<()> {
         let node = nodes::at(self.records.kv(), parent, &name)?;
         let Some(stat) = stat else {
+            if node.is_none() {
+                self.closed.remove(&(parent, name));
+            }
             if let Some(node) = node {
                 batch.gone.insert(node.id, node);
             }
@@ -316,7 +319,8 @@ where
         }
         if let Some(node) = &node {
             if node.object == stat.object && node.kind == stat.kind {
-                let provisional = node.content.as_ref().is_some_and(|c| c.provisional);
+                let provisional = node.content.as_ref().is_some_and(|c| c.provisional)
+                    || self.closed.contains(&(parent, name.clone()));
                 let differs = if node.is_dir() {
                     node.attributes.mode != stat.mode
                         || node.attributes.owner.number != stat.uid
@@ -666,8 +670,13 @@ where
             let (parent, name, kind) = (found.parent, found.name.bytes().to_vec(), found.stat.kind);
             // A move alone changes neither size nor mtime; the bytes are then known.
             let stamp = found.stat.stamp;
+            let closed = match found.parent {
+                Parent::Node(id) => self.closed.contains(&(id, name.clone())),
+                Parent::Found(_) => false,
+            };
             let same_bytes = |n: &&OnDisk, node: &Node| {
-                !n.provisional && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime) && kind == Kind::File
+                let closed = closed || self.closed.contains(&(node.parent, node.name.clone()));
+                !n.provisional && !closed && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime) && kind == Kind::File
             };
             let known = found
                 .moved
@@ -861,6 +870,7 @@ where
 
     /// Records the batch: new versions in one transaction.
     fn record_batch(&mut self, mut batch: Batch<F::Dir>) -> Result<()> {
+        self.closed_seen(&batch);
         let nothing =
             batch.gone.is_empty() && batch.found.iter().all(|f| f.dropped) && batch.modified.iter().all(|m| m.dropped);
         if nothing {
@@ -925,6 +935,22 @@ where
         self.note_touched()?;
         self.commit()?;
         self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// What was closed after writing has been read since: its hash counts again.
+    fn closed_seen(&mut self, batch: &Batch<F::Dir>) {
+        if self.closed.is_empty() {
+            return;
+        }
+        for found in batch.found.iter().filter(|f| !f.dropped) {
+            if let Parent::Node(id) = found.parent {
+                self.closed.remove(&(id, found.name.bytes().to_vec()));
+            }
+        }
+        let modified = batch.modified.iter().filter(|m| !m.dropped).map(|m| &m.node);
+        for node in modified.chain(batch.gone.values()) {
+            self.closed.remove(&(node.parent, node.name.clone()));
+        }
     }
 
     /// The view already has such a thing at that place, and it is not on disk: our own work that a crash left behind.

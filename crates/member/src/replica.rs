@@ -194,6 +194,9 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) changed: BTreeSet<(NodeId, Vec<u8>)>,
     /// Directories to be compared whole; the last one first.
     pub(crate) scan: Vec<NodeId>,
+    /// Of these, and of entries to be looked at later: somebody closed them after writing, so their hashes do not count
+    /// whatever their stamps say (a store through a mapping changes bytes and no stamp; design, section 5).
+    pub(crate) closed: BTreeSet<(NodeId, Vec<u8>)>,
     /// A comparison of everything is under way.
     pub(crate) scanning: bool,
     /// Nodes missed by a scan, to be looked for again at its end.
@@ -636,11 +639,14 @@ where
     fn take_hints(&mut self, hints: Vec<Hint>) -> Result<()> {
         for hint in hints {
             match hint {
-                Hint::Entry { directory, name, .. } => {
+                Hint::Entry { directory, name, closed_after_write } => {
                     if let Some(node) = self.dir_node(&directory)? {
                         if !(node == ROOT_NODE && anabranch_model::is_reserved(&name)) {
                             let key = (node, name);
                             self.later.remove(&key);
+                            if closed_after_write {
+                                self.closed.insert(key.clone());
+                            }
                             self.changed.insert(key);
                         }
                     }

@@ -94,6 +94,7 @@ where
             missing: BTreeSet::new(),
             later: BTreeMap::new(),
             observe_at: None,
+            closed: BTreeSet::new(),
             recent: BTreeMap::new(),
             work_from: Vec::new(),
             walk_done: false,
