@@ -328,12 +328,20 @@ async fn folder_verify(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         let read = read.ok_or_else(|| stopped(&folder, &host))?;
         rot = read.map_err(|e| Failure::failed(format!("cannot read {folder}")).because(e))?;
     }
-    let equal = rot.is_empty() && outcome.iter().all(|c| c.paths.is_empty());
+    // A proof needs every upstream partner: one that is away, or went away meanwhile, proves nothing.
+    let missing: Vec<String> = {
+        let domain = daemon.domain.read().unwrap_or_else(PoisonError::into_inner);
+        let own = parse_name(&daemon.local.name)?;
+        let upstreams = folder.parse().map(|name| domain.0.upstreams(&name, &own).into_iter().map(ToString::to_string).collect());
+        let upstreams: Vec<String> = upstreams.unwrap_or_default();
+        upstreams.into_iter().filter(|u| !outcome.iter().any(|c| c.partner == *u && c.complete)).collect()
+    };
+    let equal = rot.is_empty() && missing.is_empty() && outcome.iter().all(|c| c.paths.is_empty());
     let partners: Vec<Value> = outcome
         .iter()
         .map(|c| json!({"partner": c.partner, "compared_at": c.at, "outstanding": c.outstanding, "differ": c.paths}))
         .collect();
-    Ok(json!({"folder": folder, "equal": equal, "partners": partners, "unreadable_or_changed": rot, "data": data}))
+    Ok(json!({"folder": folder, "equal": equal, "partners": partners, "not_compared": missing, "unreadable_or_changed": rot, "data": data}))
 }
 
 fn preserved_json(item: &Preserved) -> Value {

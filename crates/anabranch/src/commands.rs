@@ -208,11 +208,14 @@ fn verify_text(found: &Value) -> String {
             }
         }
     }
+    for partner in found["not_compared"].as_array().unwrap_or(&Vec::new()) {
+        lines.push(format!("{}: not connected, so it was not compared", partner.as_str().unwrap_or_default()));
+    }
     for path in found["unreadable_or_changed"].as_array().unwrap_or(&Vec::new()) {
         lines.push(format!("the bytes here are not the recorded ones: {}", path.as_str().unwrap_or_default()));
     }
     if lines.is_empty() {
-        lines.push("no partner is connected: nothing was compared".into());
+        lines.push("the folder has no partner to compare with".into());
     }
     lines.join("\n")
 }

@@ -19,6 +19,8 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
+/// How long a client waits for a daemon that was just started.
+pub const START_LIMIT: Duration = Duration::from_millis(1500);
 /// The longest request.
 pub const REQUEST_BYTES_MAX: u64 = 1 << 20;
 
@@ -154,7 +156,15 @@ pub async fn ask(path: &Path, call: &str, with: Value) -> Result<Value, Failure>
             .because(error.to_string())
             .hint("start it with `anabranch serve`, or name its data directory with --data")
     };
-    let stream = UnixStream::connect(path).await.map_err(gone)?;
+    // A daemon that was just started needs a moment until it answers.
+    let until = tokio::time::Instant::now() + START_LIMIT;
+    let stream = loop {
+        match UnixStream::connect(path).await {
+            Ok(stream) => break stream,
+            Err(error) if tokio::time::Instant::now() >= until => return Err(gone(error)),
+            Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+        }
+    };
     let (read, mut write) = stream.into_split();
     let request = Request { call: call.into(), with };
     let mut text = serde_json::to_string(&request).map_err(|e| Failure::failed(e.to_string()))?;

@@ -49,7 +49,7 @@ where
             self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
             self.records.commit()?;
             self.report(EventKind::InitialSyncEnded, self.config.folder_name.clone());
-            self.walk_done = false;
+            self.walk_again_from(&[]);
             self.work_at = Some(self.now);
             // What people did meanwhile, and could not be told from what was here before.
             self.scan_everything();
@@ -230,7 +230,7 @@ where
         self.phase = Phase::Normal;
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
         self.records.commit()?;
-        self.walk_done = false;
+        self.walk_again_from(&[]);
         self.work_at = Some(self.now);
         self.scan_everything();
         self.resolve(anabranch_engine::ResolveScope::Own)

@@ -107,6 +107,17 @@ impl<File> Fetching<File> {
         }
     }
 
+    /// A request is answered: what it left open, and no other request will bring, is asked for once more.
+    fn ask_again(&mut self, link: LinkId) {
+        let open: BTreeSet<Uid> = self.requests.values().flat_map(|r| r.wants.iter().map(|w| w.uid)).collect();
+        for (uid, wanted) in &mut self.wanted {
+            if wanted.asked == Some(link) && wanted.received < wanted.asked_to && !open.contains(uid) {
+                wanted.asked_to = wanted.received;
+                self.idle.insert(*uid);
+            }
+        }
+    }
+
     /// A link is gone: what was asked of it is asked of another.
     pub(crate) fn link_down(&mut self, link: LinkId) {
         self.requests.retain(|_, r| r.link != link);
@@ -141,7 +152,7 @@ where
         let limits = &self.config.limits;
         let weight = Fetching::<F::File>::weight(size);
         let full = self.fetching.wanted.len() + self.ready.len() >= limits.window_items
-            || self.fetching.bytes + weight > limits.window_bytes
+            || self.fetching.bytes + self.ready_bytes() + weight > limits.window_bytes
             || (size > u64::from(PIECE_BYTES_MAX) && self.staged_bytes() + size > limits.staging_bytes);
         if full && !(self.fetching.is_empty() && self.ready.is_empty()) {
             return false;
@@ -154,6 +165,11 @@ where
             Wanted { version, hash, size, refused: BTreeSet::new(), asked: None, asked_to: 0, received: 0, file: None },
         );
         true
+    }
+
+    /// Bytes of small files that wait in memory for their install.
+    fn ready_bytes(&self) -> u64 {
+        self.ready.values().map(|r| if let Ready::Bytes { bytes, .. } = r { bytes.len() as u64 } else { 0 }).sum()
     }
 
     /// Is there room for a large file, besides those on their way? How much is missing, where there is not.
@@ -276,7 +292,8 @@ where
                 return Ok(Err(format!("more pieces than request {number} asked for")));
             };
             request.next += 1;
-            if request.next == request.wants.len() {
+            let last = request.next == request.wants.len();
+            if last {
                 self.fetching.requests.remove(&number);
             }
             match piece {
@@ -286,6 +303,9 @@ where
                 Piece::Data(bytes) => self.take_piece(link, &want, bytes)?,
                 Piece::NotHeld => self.refuse(link, &want, true),
                 Piece::Busy => self.refuse(link, &want, false),
+            }
+            if last {
+                self.fetching.ask_again(link);
             }
         }
         Ok(Ok(()))

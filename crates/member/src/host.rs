@@ -482,7 +482,8 @@ impl Body {
                     None => {
                         replica.scan_everything();
                         let done = replica.handle(now(), Input::Time);
-                        drop(answer.send(()));
+                        // Whoever asked may have gone away.
+                        let _ = answer.send(());
                         done
                     }
                 },

@@ -170,7 +170,8 @@ where
                 break;
             }
         }
-        if !self.walk_done || !self.due.is_empty() {
+        // While the window is full the walk stands still; content that arrives wakes it.
+        if !self.due.is_empty() || !(self.walk_done || self.window_full) {
             self.work_at = Some(now);
         }
         if let Err(error) = self.make_durable(&mut batch)? {
@@ -220,8 +221,7 @@ where
             Looked::Planned => {}
             Looked::Wait(Waiting::Content) if !self.content_on_its_way(key)? => {
                 // The window is full: the walk goes on from here when there is room.
-                self.work_from = key.to_vec();
-                self.walk_done = false;
+                self.walk_again_from(key);
                 self.window_full = true;
                 return Ok(false);
             }
@@ -249,8 +249,16 @@ where
         if self.waiting.len() < 100_000 {
             self.waiting.insert(key, (until, why));
         } else {
-            self.walk_done = false;
+            self.walk_again_from(&[]);
         }
+    }
+
+    /// The walk through Todo comes by this row once more: it never goes past a row that nobody else will look at.
+    pub(crate) fn walk_again_from(&mut self, key: &[u8]) {
+        if self.walk_done || self.work_from.as_slice() > key {
+            self.work_from = key.to_vec();
+        }
+        self.walk_done = false;
     }
 
     /// What the view wants of one UID, against what is on disk.
@@ -566,7 +574,7 @@ where
                 self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
                 self.waiting.remove(&nodes::uid_key(uid)[..]);
             }
-            self.walk_done = false;
+            self.walk_again_from(&[]);
         }
     }
 

@@ -176,8 +176,9 @@ where
     /// What the comparison found, once every partner asked has answered; `None`: not yet.
     #[must_use]
     pub fn verify_outcome(&self) -> Option<Vec<Comparison>> {
+        // A partner whose link is gone meanwhile stays incomplete: it proves nothing.
         let open = self.verifying.iter().filter(|(id, _)| self.links.contains_key(id));
-        open.clone().all(|(_, c)| c.complete).then(|| self.verifying.values().cloned().collect())
+        open.into_iter().all(|(_, c)| c.complete).then(|| self.verifying.values().cloned().collect())
     }
 
     pub(crate) fn take_sums(&mut self, id: LinkId, _request: u64, outstanding: u64, theirs: Vec<Sum>) -> Result<()> {
