@@ -559,7 +559,10 @@ where
         shown.attributes_version = Version::default();
         nodes::put(self.records.kv_mut(), Some(&other), &shown)?;
         self.children_due(node.id)?;
-        self.records.kv_mut().put(Table::Todo, &tables::dissolving_key(node.id), &[])?;
+        // The row says into which one, for what people still make in it.
+        let into = node.uid.map(nodes::uid_key);
+        let into = into.as_ref().map_or(&[][..], |key| &key[..]);
+        self.records.kv_mut().put(Table::Todo, &tables::dissolving_key(node.id), into)?;
         self.due.insert(tables::dissolving_key(node.id));
         Ok(Ok(shown))
     }
@@ -800,6 +803,10 @@ where
                     batch.moved.insert(node.id);
                 }
                 Ok(None) => {
+                    // The stamp may not show it (two changes within a tick of the clock): never equal to a real one, it
+                    // makes the comparison read.
+                    let doubted = Node { stamp: FileStamp::default(), ..node.clone() };
+                    nodes::put(self.records.kv_mut(), Some(&node), &doubted)?;
                     self.local_change(node.parent, &node.name);
                     return Ok(Looked::Wait(Waiting::LocalChange));
                 }

@@ -890,7 +890,7 @@ where
             } else {
                 self.remembered(&batch, found)?.filter(|uid| Some(*uid) != own)
             };
-            let Some(uid) = uid.filter(|uid| !claimed.contains(uid)) else { continue };
+            let Some(uid) = self.recorded(uid)?.filter(|uid| !claimed.contains(uid)) else { continue };
             claimed.insert(uid);
             if let Some(other) = nodes::of(self.records.kv(), uid)? {
                 let still = batch.found.get(at).and_then(|f| f.occupant.as_ref()).is_none_or(|o| o.id != other.id);
@@ -910,7 +910,7 @@ where
                 .as_ref()
                 .filter(|n| n.is_dir() && found.stat.kind == Kind::Directory && found.moved.is_none())
                 .and_then(|n| n.uid);
-            let uid = moved.or(continued).filter(|uid| !claimed.contains(uid));
+            let uid = self.recorded(moved.or(continued))?.filter(|uid| !claimed.contains(uid));
             if let Some(uid) = uid {
                 claimed.insert(uid);
                 if let Some(found) = batch.found.get_mut(at) {
@@ -991,12 +991,26 @@ where
         Ok(Some(uid).filter(|_| !back && !live && found.stat.kind != Kind::Directory))
     }
 
+    /// A UID that can still be written to: tombstones are collected, and records forgotten after a rollback.
+    fn recorded(&self, uid: Option<Uid>) -> Result<Option<Uid>> {
+        match uid {
+            Some(uid) => Ok(self.records.record(uid)?.map(|r| r.uid)),
+            None => Ok(None),
+        }
+    }
+
     /// The UID that a directory node shows.
     pub(crate) fn node_uid(&self, id: NodeId) -> Result<Option<Uid>> {
         if id == ROOT_NODE {
             return Ok(Some(Uid::ROOT));
         }
-        Ok(nodes::get(self.records.kv(), id)?.and_then(|n| n.uid))
+        let Some(node) = nodes::get(self.records.kv(), id)? else { return Ok(None) };
+        if node.uid.is_some() {
+            return Ok(node.uid);
+        }
+        // A directory that is being emptied into another counts as that one.
+        let into = self.records.kv().get(Table::Todo, &crate::tables::dissolving_key(id))?;
+        Ok(into.filter(|key| !key.is_empty()).map(|key| nodes::read_uid(&key)).transpose()?)
     }
 
     fn record_found(&mut self, batch: &mut Batch<F::Dir>, at: usize, relabel: &[NodeId]) -> Result<()> {
@@ -1071,6 +1085,10 @@ where
             node.attributes_version = Version::default();
             self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
             self.due_now(uid);
+        }
+        if let Some(other) = nodes::at(self.records.kv(), parent_node, name.bytes())?.filter(|n| n.id != id) {
+            // No two nodes have one name: what had it is elsewhere, or gone.
+            batch.gone.entry(other.id).or_insert(other);
         }
         nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
         let known_before = old.is_some_and(|old| old.object == node.object);
@@ -1200,7 +1218,8 @@ where
             return Ok(());
         };
         let value = modified.content.as_ref().map(|(c, _)| c.clone());
-        if let Some(value) = &value {
+        let known = self.recorded(Some(uid))?.is_some();
+        if let Some(value) = value.as_ref().filter(|_| known) {
             let before = old.content.as_ref();
             let same = before.is_some_and(|c| c.value == *value && c.bytes.is_some());
             if !same {
@@ -1211,7 +1230,7 @@ where
                 self.record_content_touch(uid, value, modified.stat.stamp.mtime)?;
             }
         }
-        if let Some(attributes) = &modified.attributes {
+        if let Some(attributes) = modified.attributes.as_ref().filter(|_| known) {
             self.record_attributes(uid, Some(&old.attributes), attributes)?;
         }
         let mut node = old.clone();
@@ -1282,9 +1301,9 @@ where
                     self.recent.insert((parent, node.name.clone()), (uid, self.now));
                 }
             }
-            // What the view does not show is not there as it should be: taken out by ourselves, before a crash or a failed
-            // sync, or on its way into another directory.
-            if self.records.shown(uid)?.is_some() {
+            // A directory that the view does not show is not there as it should be: taken out by ourselves, before a crash
+            // or a failed sync, or emptied into another.
+            if !node.is_dir() || self.records.shown(uid)?.is_some() {
                 self.records.remove_from(self.now, uid, seen.as_ref())?;
             }
         }
