@@ -331,6 +331,11 @@ where
                 };
                 if differs {
                     let node = node.clone();
+                    if !node.is_dir() && stat.links > 1 {
+                        // A hard link: whoever wrote by this name wrote by the others, and no hint names them.
+                        let others = nodes::by_object(self.records.kv(), &stat.object)?;
+                        self.changed.extend(others.into_iter().filter(|n| n.id != node.id).map(|n| (n.parent, n.name)));
+                    }
                     batch.modified.push(Modified { node, stat, content: None, attributes: None, dropped: false });
                 }
                 return Ok(());
@@ -987,6 +992,10 @@ where
         let Some(&(uid, _)) = hit else { return Ok(None) };
         // If the file itself came back to its name it is a move, not a new content.
         let back = found.moved.as_ref().is_some_and(|n| n.uid == Some(uid));
+        // Its tombstone may be collected by now: then there is nothing to continue.
+        if self.records.record(uid)?.is_none() {
+            return Ok(None);
+        }
         let live = batch.found.iter().any(|f| f.uid == Some(uid));
         Ok(Some(uid).filter(|_| !back && !live && found.stat.kind != Kind::Directory))
     }

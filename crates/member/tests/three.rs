@@ -6,7 +6,7 @@ use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryP
 use anabranch_model::{FolderId, Hlc, ReplicaId};
 use anabranch_net::message::Message;
 use anabranch_store::MemoryKv;
-use anabranch_volume::simulated::{DiskConfig, SimClock, SimFs, Tree};
+use anabranch_volume::simulated::{DiskConfig, Mode, SimClock, SimFs, Tree};
 use anabranch_volume::watch::Hint;
 
 struct Member {
@@ -207,4 +207,85 @@ fn what_is_there_before_is_adopted_or_preserved() {
     assert!(!w.members[0].fs.exists(b"only-1"));
     assert_eq!(w.unseen(), 4, "two that differ, two that only others had: {:#?}", w.events);
     assert_eq!(w.members[1].replica.counters().content_received, 3, "`m0`, and `x` of only-0");
+}
+
+#[test]
+fn a_directory_put_in_the_place_of_another_continues_it() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.mkdir(b"site").unwrap();
+            fs.write(b"site/index", b"old").unwrap();
+            fs.write(b"site/gone", b"gone").unwrap();
+        }
+    });
+    w.equal();
+    let fs = w.members[1].fs.clone();
+    fs.mkdir(b"site.new").unwrap();
+    fs.write(b"site.new/index", b"new").unwrap();
+    fs.rename(b"site", b"site.old").unwrap();
+    fs.rename(b"site.new", b"site").unwrap();
+    fs.remove_tree(b"site.old").unwrap();
+    w.equal();
+    assert_eq!(w.members[2].fs.read(b"site/index").unwrap().bytes(), b"new");
+    assert!(!w.members[2].fs.exists(b"site/gone"));
+    assert_eq!(w.unseen(), 0, "{:#?}", w.events);
+}
+
+#[test]
+fn a_store_through_a_mapping_shows_when_it_is_closed() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"one").unwrap();
+        }
+    });
+    w.equal();
+    let handle = w.members[1].fs.user_open(b"plan", Mode::Update).unwrap();
+    w.members[1].fs.user_store(handle, 0, b"two");
+    w.members[1].fs.user_close(handle);
+    w.equal();
+    assert_eq!(w.members[2].fs.read(b"plan").unwrap().bytes(), b"two");
+}
+
+#[test]
+fn a_write_by_one_name_of_a_hard_link_shows_by_the_other() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"one").unwrap();
+            fs.link(b"plan", b"same").unwrap();
+        }
+    });
+    w.equal();
+    w.members[0].fs.append(b"same", b" and two").unwrap();
+    w.equal();
+    assert_eq!(w.members[2].fs.read(b"plan").unwrap().bytes(), b"one and two");
+}
+
+#[test]
+fn a_file_made_anew_under_its_name_has_the_attributes_that_it_was_made_with() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"one").unwrap();
+            fs.chmod(b"plan", 0o600).unwrap();
+        }
+    });
+    w.equal();
+    w.members[1].fs.remove(b"plan").unwrap();
+    w.equal();
+    w.members[1].fs.write(b"plan", b"two").unwrap();
+    w.equal();
+}
+
+#[test]
+fn a_rename_while_a_newer_content_is_on_its_way_writes_nothing_anew() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"one").unwrap();
+        }
+    });
+    w.equal();
+    w.members[0].fs.write(b"plan", b"two").unwrap();
+    w.members[1].fs.rename(b"plan", b"report").unwrap();
+    w.equal();
+    assert_eq!(w.members[2].fs.read(b"report").unwrap().bytes(), b"two");
+    assert_eq!(w.unseen(), 0, "{:#?}", w.events);
 }
