@@ -28,8 +28,11 @@ pub fn difference(one: &Path, two: &Path) -> Result<String> {
     // 24: a file vanished meanwhile. The trees are not at rest, which is a difference like any other.
     ensure!(matches!(ran.code, 0 | 24), "{ran}");
     // Sockets, devices and FIFOs are not replicated, and the program says so; rsync run by root would make them.
-    let out: Vec<&str> =
-        ran.out.lines().filter(|line| !["cS+++++++++", "cD+++++++++"].iter().any(|made| line.starts_with(made))).collect();
+    let out: Vec<&str> = ran
+        .out
+        .lines()
+        .filter(|line| !["cS+++++++++", "cD+++++++++"].iter().any(|made| line.starts_with(made)))
+        .collect();
     let vanished = if ran.code == 24 { ran.err.trim() } else { "" };
     Ok(format!("{}{vanished}", out.join("\n").trim()))
 }

@@ -4,7 +4,9 @@ use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use anabranch_console::{Failure, Request};
-use anabranch_domain::{FolderName, ObjectName, Policy, create, object::check_path, parse_topology, problems_of_change};
+use anabranch_domain::{
+    FolderName, ObjectName, Policy, create, object::check_path, parse_topology, problems_of_change,
+};
 use anabranch_member::Preserved;
 use anabranch_member::host::{Host, chain, random_id};
 use anabranch_model::FolderId;
@@ -62,7 +64,9 @@ fn parse_name(text: &str) -> Result<ObjectName, Failure> {
 fn folder_name(with: &Value) -> Result<FolderName, Failure> {
     let text = text(with, "name").ok_or_else(|| Failure::usage("the folder's name is missing"))?;
     text.parse().map_err(|e| {
-        Failure::usage(format!("{text:?} is no folder's name")).because(format!("{e}")).hint("it is GROUP/FOLDER, such as web/site")
+        Failure::usage(format!("{text:?} is no folder's name"))
+            .because(format!("{e}"))
+            .hint("it is GROUP/FOLDER, such as web/site")
     })
 }
 
@@ -80,8 +84,11 @@ fn find(daemon: &Daemon, with: &Value) -> Result<(Arc<Host>, String), Failure> {
         Failure::failed(format!("the folder {wanted} is not kept on {}", daemon.local.name))
             .hint("see `anabranch events` if it should be")
     } else {
-        Failure::usage(format!("there is no folder {wanted}"))
-            .hint(if names.is_empty() { "there are none yet".into() } else { format!("kept here: {}", names.join(", ")) })
+        Failure::usage(format!("there is no folder {wanted}")).hint(if names.is_empty() {
+            "there are none yet".into()
+        } else {
+            format!("kept here: {}", names.join(", "))
+        })
     };
     Err(failure)
 }
@@ -97,7 +104,10 @@ fn stopped(folder: &str, host: &Host) -> Failure {
 async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
     let running: Vec<_> = {
         let folders = daemon.folders.lock().unwrap_or_else(PoisonError::into_inner);
-        folders.iter().map(|(id, r)| (*id, r.name.clone(), r.path.clone(), Arc::clone(&r.host), r.members.clone())).collect()
+        folders
+            .iter()
+            .map(|(id, r)| (*id, r.name.clone(), r.path.clone(), Arc::clone(&r.host), r.members.clone()))
+            .collect()
     };
     let mut folders = Vec::new();
     for (id, name, path, host, members) in running {
@@ -204,9 +214,9 @@ fn check(daemon: &Daemon, what: &str, put: &[anabranch_domain::Object]) -> Resul
     }
     match problems_of_change(&domain.1, put, &[]).first() {
         None => Ok(()),
-        Some(problem) => {
-            Err(Failure::usage(what.to_owned()).because(format!("{}: {}", problem.object, problem.cause)).hint(problem.next.clone()))
-        }
+        Some(problem) => Err(Failure::usage(what.to_owned())
+            .because(format!("{}: {}", problem.object, problem.cause))
+            .hint(problem.next.clone())),
     }
 }
 
@@ -217,7 +227,9 @@ fn group_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Failure> {
         members.iter().filter_map(Value::as_str).map(parse_name).collect::<Result<_, _>>()?;
     let asked = text(with, "topology").unwrap_or_else(|| "mesh".into());
     let topology = parse_topology(&asked).map_err(|cause| {
-        Failure::usage(format!("{asked:?} is no topology")).because(cause).hint("it is mesh, hub:MEMBER, chain or custom")
+        Failure::usage(format!("{asked:?} is no topology"))
+            .because(cause)
+            .hint("it is mesh, hub:MEMBER, chain or custom")
     })?;
     let object = create::group(group.clone(), members, topology, Vec::new()).map_err(Failure::usage)?;
     check(daemon, &format!("the group {group} cannot be made"), std::slice::from_ref(&object))?;
@@ -241,7 +253,9 @@ async fn folder_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
     let what = format!("the folder {folder} cannot be made");
     for (member, path) in &paths {
         let refused = |cause: String| {
-            Failure::usage(what.clone()).because(format!("{path} on {member}: {cause}")).hint("name another directory with --path")
+            Failure::usage(what.clone())
+                .because(format!("{path} on {member}: {cause}"))
+                .hint("name another directory with --path")
         };
         check_path(path).map_err(&refused)?;
         if member.to_string() == daemon.local.name {
@@ -310,7 +324,9 @@ async fn folder_verify(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
     let (host, folder) = find(daemon, with)?;
     let data = with["data"].as_bool().unwrap_or(false);
     let began = host.ask(|replica| replica.begin_verify().map_err(|e| chain(&e))).await;
-    began.ok_or_else(|| stopped(&folder, &host))?.map_err(|e| Failure::failed(format!("cannot compare {folder}")).because(e))?;
+    began
+        .ok_or_else(|| stopped(&folder, &host))?
+        .map_err(|e| Failure::failed(format!("cannot compare {folder}")).because(e))?;
     let until = tokio::time::Instant::now() + VERIFY_LIMIT;
     let outcome = loop {
         let outcome = host.ask(|replica| replica.verify_outcome()).await.ok_or_else(|| stopped(&folder, &host))?;
@@ -332,7 +348,8 @@ async fn folder_verify(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
     let missing: Vec<String> = {
         let domain = daemon.domain.read().unwrap_or_else(PoisonError::into_inner);
         let own = parse_name(&daemon.local.name)?;
-        let upstreams = folder.parse().map(|name| domain.0.upstreams(&name, &own).into_iter().map(ToString::to_string).collect());
+        let upstreams =
+            folder.parse().map(|name| domain.0.upstreams(&name, &own).into_iter().map(ToString::to_string).collect());
         let upstreams: Vec<String> = upstreams.unwrap_or_default();
         upstreams.into_iter().filter(|u| !outcome.iter().any(|c| c.partner == *u && c.complete)).collect()
     };
@@ -341,7 +358,9 @@ async fn folder_verify(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         .iter()
         .map(|c| json!({"partner": c.partner, "compared_at": c.at, "outstanding": c.outstanding, "differ": c.paths}))
         .collect();
-    Ok(json!({"folder": folder, "equal": equal, "partners": partners, "not_compared": missing, "unreadable_or_changed": rot, "data": data}))
+    Ok(
+        json!({"folder": folder, "equal": equal, "partners": partners, "not_compared": missing, "unreadable_or_changed": rot, "data": data}),
+    )
 }
 
 fn preserved_json(item: &Preserved) -> Value {
@@ -368,7 +387,9 @@ async fn preserved_list(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fai
     let mut after = 0;
     loop {
         let page = host.ask(move |replica| replica.preserved(after, 1000).map_err(|e| chain(&e))).await;
-        let page = page.ok_or_else(|| stopped(&folder, &host))?.map_err(|e| Failure::failed("cannot read the manifest").because(e))?;
+        let page = page
+            .ok_or_else(|| stopped(&folder, &host))?
+            .map_err(|e| Failure::failed("cannot read the manifest").because(e))?;
         let Some(last) = page.last() else { return Ok(Value::Array(out)) };
         after = last.number;
         out.extend(page.iter().filter(|i| !i.pending).map(preserved_json));
@@ -377,10 +398,12 @@ async fn preserved_list(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fai
 
 async fn preserved_restore(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Failure> {
     let (host, folder) = find(daemon, with)?;
-    let number = with["number"].as_u64().ok_or_else(|| Failure::usage("the number of the preserved item is missing"))?;
+    let number =
+        with["number"].as_u64().ok_or_else(|| Failure::usage("the number of the preserved item is missing"))?;
     let restored = host.ask(move |replica| replica.restore(number).map_err(|e| chain(&e))).await;
     let restored = restored.ok_or_else(|| stopped(&folder, &host))?;
-    let restored = restored.map_err(|e| Failure::failed(format!("item {number} of {folder} cannot be restored")).because(e))?;
+    let restored =
+        restored.map_err(|e| Failure::failed(format!("item {number} of {folder} cannot be restored")).because(e))?;
     let path = restored.map_err(|e| {
         Failure::usage(format!("item {number} of {folder} cannot be restored"))
             .because(e)

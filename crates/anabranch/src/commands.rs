@@ -161,7 +161,8 @@ async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {
             let mut listed = Vec::new();
             for entry in &paths {
                 let (member, path) = entry.split_once('=').ok_or_else(|| {
-                    Failure::usage(format!("--path {entry:?} is not MEMBER=PATH")).hint("write it like --path hq1=/srv/site")
+                    Failure::usage(format!("--path {entry:?} is not MEMBER=PATH"))
+                        .hint("write it like --path hq1=/srv/site")
                 })?;
                 listed.push(json!({"member": member, "path": path}));
             }
@@ -371,9 +372,12 @@ async fn join(
     roots: Vec<PathBuf>,
 ) -> Result<(), Failure> {
     let invitation: Invitation = invitation.trim().parse().map_err(|e: anabranch_net::InvitationError| {
-        Failure::usage("the invitation cannot be used").because(chain(&e)).hint("copy the whole line that `anabranch invite` printed")
+        Failure::usage("the invitation cannot be used")
+            .because(chain(&e))
+            .hint("copy the whole line that `anabranch invite` printed")
     })?;
-    let _: ObjectName = name.parse().map_err(|e| Failure::usage(format!("{name:?} is no name")).because(format!("{e}")))?;
+    let _: ObjectName =
+        name.parse().map_err(|e| Failure::usage(format!("{name:?} is no name")).because(format!("{e}")))?;
     fresh(data)?;
     let roots = check_roots(&roots)?;
     data.create()?;
@@ -384,12 +388,14 @@ async fn join(
     for inviter in &invitation.addresses {
         match anabranch_net::join(inviter, &identity, invitation.inviter, &request).await {
             Ok(JoinReply::Accepted { payload }) => {
-                let welcome: Welcome = serde_json::from_slice(&payload)
-                    .map_err(|e| Failure::failed(format!("the answer of {inviter} cannot be read")).because(e.to_string()))?;
+                let welcome: Welcome = serde_json::from_slice(&payload).map_err(|e| {
+                    Failure::failed(format!("the answer of {inviter} cannot be read")).because(e.to_string())
+                })?;
                 let files: BTreeMap<String, String> = welcome.files;
                 for (file, text) in &files {
-                    let object = anabranch_domain::parse(file, text)
-                        .map_err(|e| Failure::failed(format!("the answer of {inviter} cannot be used")).because(e.to_string()))?;
+                    let object = anabranch_domain::parse(file, text).map_err(|e| {
+                        Failure::failed(format!("the answer of {inviter} cannot be used")).because(e.to_string())
+                    })?;
                     write_object(data, &object.file(), text)?;
                 }
                 let local = Local {
@@ -403,7 +409,8 @@ async fn join(
                 return data.save(&local);
             }
             Ok(JoinReply::Refused { reason }) => {
-                let text = if reason.contains("invitation") { reason } else { format!("{reason} (invitation refused)") };
+                let text =
+                    if reason.contains("invitation") { reason } else { format!("{reason} (invitation refused)") };
                 return Err(Failure::failed(format!("{inviter} refused: {text}"))
                     .hint("ask for a new one: `anabranch invite --name NAME` on a member"));
             }

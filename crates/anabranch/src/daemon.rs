@@ -66,8 +66,10 @@ impl Daemon {
         let local = data.load()?;
         let _lock = data.lock()?;
         let identity = Identity::load(&data.keys()).map_err(|e| Failure::usage(chain(&e)))?;
-        let domain_id: FolderId =
-            local.domain.parse().map_err(|()| Failure::usage(format!("domain = {:?} is no folder id", local.domain)))?;
+        let domain_id: FolderId = local
+            .domain
+            .parse()
+            .map_err(|()| Failure::usage(format!("domain = {:?} is no folder id", local.domain)))?;
         let journal = Arc::new(Journal::new(data.0.clone()));
         let invitations = Invitations::load(data.0.join("invitations.json"))?;
         let daemon = Arc::new(Self {
@@ -273,11 +275,7 @@ impl Daemon {
             let known = lock(&self.folders).contains_key(&folder.id);
             if !known {
                 if let Err(cause) = self.check_path(&membership.path) {
-                    self.event_once(
-                        &name.to_string(),
-                        EventKind::PathRefused,
-                        format!("{}: {cause}", membership.path),
-                    );
+                    self.event_once(&name.to_string(), EventKind::PathRefused, format!("{}: {cause}", membership.path));
                     continue;
                 }
                 let mut config = self.config(folder.id, &name.to_string(), &members, folder.primary == own);
@@ -286,8 +284,13 @@ impl Daemon {
                 let path = PathBuf::from(&membership.path);
                 match self.host(config, &path) {
                     Ok(host) => {
-                        let running =
-                            Running { host, name: name.to_string(), path, members: members.clone(), dialers: BTreeMap::new() };
+                        let running = Running {
+                            host,
+                            name: name.to_string(),
+                            path,
+                            members: members.clone(),
+                            dialers: BTreeMap::new(),
+                        };
                         lock(&self.folders).insert(folder.id, running);
                     }
                     Err(failure) => self.event_once(&name.to_string(), EventKind::PathRefused, failure.to_string()),
@@ -464,12 +467,16 @@ impl Daemon {
             std::io::ErrorKind::NotFound => "the directory does not exist".to_owned(),
             _ => format!("the directory cannot be used: {error}"),
         })?;
-        let allowed = self.local.roots.iter().any(|root| fs::canonicalize(root).is_ok_and(|root| real.starts_with(root)));
+        let allowed =
+            self.local.roots.iter().any(|root| fs::canonicalize(root).is_ok_and(|root| real.starts_with(root)));
         if !allowed {
             return Err(refused());
         }
         if real != Path::new(path) {
-            return Err(format!("it leads through a symlink to {}, outside the root's own tree of directories", real.display()));
+            return Err(format!(
+                "it leads through a symlink to {}, outside the root's own tree of directories",
+                real.display()
+            ));
         }
         if !real.is_dir() {
             return Err("it is not a directory".into());

@@ -122,7 +122,8 @@ pub(crate) fn invite(daemon: &Daemon, name: Option<String>, valid_seconds: u64) 
         }
     }
     let mut secret = [0; 16];
-    getrandom::fill(&mut secret).map_err(|e| Failure::failed("the system gives no random bytes").because(e.to_string()))?;
+    getrandom::fill(&mut secret)
+        .map_err(|e| Failure::failed("the system gives no random bytes").because(e.to_string()))?;
     let expires = seconds() + valid_seconds;
     let own: ObjectName = daemon.local.name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let addresses = {
@@ -160,7 +161,11 @@ pub(crate) fn redeem(daemon: &Arc<Daemon>, attempt: JoinAttempt) {
             Err(error) => JoinReply::Refused { reason: error.to_string() },
         },
         Err(reason) => {
-            daemon.event(DOMAIN, EventKind::PartnerRefused, format!("{name} asked to join from {}: {reason}", attempt.address));
+            daemon.event(
+                DOMAIN,
+                EventKind::PartnerRefused,
+                format!("{name} asked to join from {}: {reason}", attempt.address),
+            );
             JoinReply::Refused { reason }
         }
     };

@@ -123,11 +123,10 @@ impl Data {
         let file = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed)?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => Err(Failure::failed(format!(
-                "a daemon runs already with the data directory {}",
-                self.0.display()
-            ))
-            .hint("stop it first, or give this one its own --data directory")),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(Failure::failed(format!("a daemon runs already with the data directory {}", self.0.display()))
+                    .hint("stop it first, or give this one its own --data directory"))
+            }
             Err(fs::TryLockError::Error(error)) => Err(failed(error)),
         }
     }

@@ -66,10 +66,32 @@ pub enum Table {
 impl Table {
     /// All tables, ascending.
     pub const ALL: [Self; 26] = [
-        Self::Meta, Self::Replicas, Self::Attributes, Self::AttributesByHash, Self::Records, Self::Changes, Self::Slots,
-        Self::Children, Self::Derived, Self::Unresolved, Self::Todo, Self::Nodes, Self::NodeNames, Self::NodeObjects,
-        Self::NodeUids, Self::NodeHashes, Self::Aside, Self::Cursors, Self::Intents, Self::Preserved, Self::Staged,
-        Self::Partners, Self::Acknowledged, Self::Sums, Self::Events, Self::Tombstones,
+        Self::Meta,
+        Self::Replicas,
+        Self::Attributes,
+        Self::AttributesByHash,
+        Self::Records,
+        Self::Changes,
+        Self::Slots,
+        Self::Children,
+        Self::Derived,
+        Self::Unresolved,
+        Self::Todo,
+        Self::Nodes,
+        Self::NodeNames,
+        Self::NodeObjects,
+        Self::NodeUids,
+        Self::NodeHashes,
+        Self::Aside,
+        Self::Cursors,
+        Self::Intents,
+        Self::Preserved,
+        Self::Staged,
+        Self::Partners,
+        Self::Acknowledged,
+        Self::Sums,
+        Self::Events,
+        Self::Tombstones,
     ];
 }
 

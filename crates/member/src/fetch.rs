@@ -340,10 +340,10 @@ where
             let path = self.record_path(want.uid)?;
             self.report_once(EventKind::StagingFull, format!("{path}: {error}"));
             // What was received gives its room back: the others must not wait for it.
-            if let Some((name, _, _)) = self.fetching.wanted.get_mut(&want.uid).and_then(|w| w.file.take()) {
-                if let Err(error) = self.fs.remove_file(&self.private.staging, &name) {
-                    self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
-                }
+            if let Some((name, _, _)) = self.fetching.wanted.get_mut(&want.uid).and_then(|w| w.file.take())
+                && let Err(error) = self.fs.remove_file(&self.private.staging, &name)
+            {
+                self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
             }
             self.fetching.forget(want.uid);
             self.due_at(want.uid, crate::replica::Waiting::Failed);

@@ -135,7 +135,10 @@ impl Host {
     }
 
     /// Runs something on the replica, between two of its steps. `None`: the folder is not open now.
-    pub async fn ask<T: Send + 'static>(&self, order: impl FnOnce(&mut LinuxReplica) -> T + Send + 'static) -> Option<T> {
+    pub async fn ask<T: Send + 'static>(
+        &self,
+        order: impl FnOnce(&mut LinuxReplica) -> T + Send + 'static,
+    ) -> Option<T> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let order: Order = Box::new(move |replica| {
             // Whoever asked may have gone away meanwhile.
@@ -250,10 +253,10 @@ impl Host {
     pub async fn stop(mut self) {
         // If the thread is gone there is nothing to stop.
         let _ = self.commands.send(Command::Stop).await;
-        if let Some(thread) = self.thread.take() {
-            if tokio::task::spawn_blocking(move || thread.join()).await.is_err() {
-                tracing::error!("a folder's thread did not end in order");
-            }
+        if let Some(thread) = self.thread.take()
+            && tokio::task::spawn_blocking(move || thread.join()).await.is_err()
+        {
+            tracing::error!("a folder's thread did not end in order");
         }
     }
 }

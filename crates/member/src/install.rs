@@ -335,10 +335,10 @@ where
 
     fn drop_content(&mut self, uid: Uid) {
         self.fetching.forget(uid);
-        if let Some(Ready::Staged { name, .. }) = self.ready.remove(&uid) {
-            if let Err(error) = self.fs.remove_file(&self.private.staging, &name) {
-                self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
-            }
+        if let Some(Ready::Staged { name, .. }) = self.ready.remove(&uid)
+            && let Err(error) = self.fs.remove_file(&self.private.staging, &name)
+        {
+            self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
         }
     }
 
@@ -506,19 +506,19 @@ where
         let mut moved = node.clone();
         (moved.parent, moved.name) = (parent.id, name.to_vec());
         // The rename may have moved the ctime, and nothing else.
-        if let Some(stat) = self.fs.stat(&to, name).ok().flatten().filter(|_| known) {
-            if (stat.stamp.size, stat.stamp.mtime) == (node.stamp.size, node.stamp.mtime) && stat.object == node.object
-            {
-                moved.stamp = stat.stamp;
-            }
+        if let Some(stat) = self.fs.stat(&to, name).ok().flatten().filter(|_| known)
+            && (stat.stamp.size, stat.stamp.mtime) == (node.stamp.size, node.stamp.mtime)
+            && stat.object == node.object
+        {
+            moved.stamp = stat.stamp;
         }
         if let Some(other) = occupant {
             let mut swapped = other.clone();
             (swapped.parent, swapped.name) = (node.parent, node.name.clone());
-            if let Some(stat) = self.fs.stat(&from, &node.name).ok().flatten().filter(|_| other_known) {
-                if (stat.stamp.size, stat.stamp.mtime) == (other.stamp.size, other.stamp.mtime) {
-                    swapped.stamp = stat.stamp;
-                }
+            if let Some(stat) = self.fs.stat(&from, &node.name).ok().flatten().filter(|_| other_known)
+                && (stat.stamp.size, stat.stamp.mtime) == (other.stamp.size, other.stamp.mtime)
+            {
+                swapped.stamp = stat.stamp;
             }
             nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
             nodes::put(self.records.kv_mut(), Some(&other), &swapped)?;
@@ -612,10 +612,10 @@ where
     /// Removes a directory once nothing is in it. What is in it and not in the database is a local change.
     fn empty_dir(&mut self, batch: &mut Batch<F>, node: &Node, depth: usize) -> Result<Looked> {
         for child in nodes::children(self.records.kv(), node.id, None, 1024)? {
-            if let Some(uid) = child.uid {
-                if !batch.visited.contains_key(&uid) {
-                    self.look_at(batch, uid, depth + 1)?;
-                }
+            if let Some(uid) = child.uid
+                && !batch.visited.contains_key(&uid)
+            {
+                self.look_at(batch, uid, depth + 1)?;
             }
         }
         if !nodes::children(self.records.kv(), node.id, None, 1)?.is_empty() {
@@ -855,7 +855,10 @@ where
                         };
                         if missing > 0 {
                             let path = self.record_path(uid)?;
-                            self.report_once(EventKind::StagingFull, format!("{path}: no space: {missing} bytes are missing"));
+                            self.report_once(
+                                EventKind::StagingFull,
+                                format!("{path}: no space: {missing} bytes are missing"),
+                            );
                             return Ok(Looked::Wait(Waiting::Failed));
                         }
                         self.want(uid, &facet);

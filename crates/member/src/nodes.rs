@@ -354,10 +354,10 @@ pub(crate) fn put(kv: &mut impl Kv, old: Option<&Node>, node: &Node) -> Result<(
     if let Some(uid) = node.uid.filter(|_| old.is_none_or(|o| o.uid != node.uid)) {
         kv.put(Table::NodeUids, &uid_key(uid), &id)?;
     }
-    if let Some(key) = hash_key(node.content.as_ref(), node.id) {
-        if old.is_none_or(|o| hash_key(o.content.as_ref(), o.id) != Some(key)) {
-            kv.put(Table::NodeHashes, &key, &[])?;
-        }
+    if let Some(key) = hash_key(node.content.as_ref(), node.id)
+        && old.is_none_or(|o| hash_key(o.content.as_ref(), o.id) != Some(key))
+    {
+        kv.put(Table::NodeHashes, &key, &[])?;
     }
     Ok(())
 }

@@ -281,12 +281,11 @@ where
                 if !seen.insert((id, name.clone())) || (id == ROOT_NODE && is_reserved(&name)) {
                     continue;
                 }
-                if self.scanning {
-                    if let Some(node) = nodes::at(self.records.kv(), id, &name)? {
-                        if node.is_dir() {
-                            self.scan.push(node.id);
-                        }
-                    }
+                if self.scanning
+                    && let Some(node) = nodes::at(self.records.kv(), id, &name)?
+                    && node.is_dir()
+                {
+                    self.scan.push(node.id);
                 }
                 self.compare(batch, id, name, stat)?;
             }
@@ -317,29 +316,30 @@ where
             // A mount point or another subvolume: nothing is known of what the database has there.
             return Ok(());
         }
-        if let Some(node) = &node {
-            if node.object == stat.object && node.kind == stat.kind {
-                let provisional = node.content.as_ref().is_some_and(|c| c.provisional)
-                    || self.closed.contains(&(parent, name.clone()));
-                let differs = if node.is_dir() {
-                    node.attributes.mode != stat.mode
-                        || node.attributes.owner.number != stat.uid
-                        || node.attributes.group.number != stat.gid
-                        || node.stamp.ctime != stat.stamp.ctime
-                } else {
-                    node.stamp != stat.stamp || provisional
-                };
-                if differs {
-                    let node = node.clone();
-                    if !node.is_dir() && stat.links > 1 {
-                        // A hard link: whoever wrote by this name wrote by the others, and no hint names them.
-                        let others = nodes::by_object(self.records.kv(), &stat.object)?;
-                        self.changed.extend(others.into_iter().filter(|n| n.id != node.id).map(|n| (n.parent, n.name)));
-                    }
-                    batch.modified.push(Modified { node, stat, content: None, attributes: None, dropped: false });
+        if let Some(node) = &node
+            && node.object == stat.object
+            && node.kind == stat.kind
+        {
+            let provisional =
+                node.content.as_ref().is_some_and(|c| c.provisional) || self.closed.contains(&(parent, name.clone()));
+            let differs = if node.is_dir() {
+                node.attributes.mode != stat.mode
+                    || node.attributes.owner.number != stat.uid
+                    || node.attributes.group.number != stat.gid
+                    || node.stamp.ctime != stat.stamp.ctime
+            } else {
+                node.stamp != stat.stamp || provisional
+            };
+            if differs {
+                let node = node.clone();
+                if !node.is_dir() && stat.links > 1 {
+                    // A hard link: whoever wrote by this name wrote by the others, and no hint names them.
+                    let others = nodes::by_object(self.records.kv(), &stat.object)?;
+                    self.changed.extend(others.into_iter().filter(|n| n.id != node.id).map(|n| (n.parent, n.name)));
                 }
-                return Ok(());
+                batch.modified.push(Modified { node, stat, content: None, attributes: None, dropped: false });
             }
+            return Ok(());
         }
         if let Some(node) = &node {
             batch.gone.insert(node.id, node.clone());
@@ -681,7 +681,10 @@ where
             };
             let same_bytes = |n: &&OnDisk, node: &Node| {
                 let closed = closed || self.closed.contains(&(node.parent, node.name.clone()));
-                !n.provisional && !closed && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime) && kind == Kind::File
+                !n.provisional
+                    && !closed
+                    && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime)
+                    && kind == Kind::File
             };
             let known = found
                 .moved
@@ -839,10 +842,10 @@ where
                     dirs.insert(id);
                 }
                 Parent::Found(at) => {
-                    if let Some(dir) = batch.found.get(at).and_then(|f| f.dir.clone()) {
-                        if let Err(error) = self.fs.sync_dir(&dir) {
-                            return Ok(Err(error));
-                        }
+                    if let Some(dir) = batch.found.get(at).and_then(|f| f.dir.clone())
+                        && let Err(error) = self.fs.sync_dir(&dir)
+                    {
+                        return Ok(Err(error));
                     }
                 }
             }
@@ -864,10 +867,10 @@ where
             }
         }
         for id in dirs {
-            if let Some(dir) = self.dir(id)? {
-                if let Err(error) = self.fs.sync_dir(&dir) {
-                    return Ok(Err(error));
-                }
+            if let Some(dir) = self.dir(id)?
+                && let Err(error) = self.fs.sync_dir(&dir)
+            {
+                return Ok(Err(error));
             }
         }
         Ok(Ok(()))
@@ -1268,10 +1271,10 @@ where
         }
         if let Some(attributes) = &modified.attributes {
             node.attributes = attributes.clone();
-            if let Some(facet) = record.as_ref().and_then(|r| r.attributes.as_ref()) {
-                if *attributes == facet.value {
-                    node.attributes_version = facet.written.version;
-                }
+            if let Some(facet) = record.as_ref().and_then(|r| r.attributes.as_ref())
+                && *attributes == facet.value
+            {
+                node.attributes_version = facet.written.version;
             }
         }
         nodes::put(self.records.kv_mut(), Some(&old), &node)?;
@@ -1305,10 +1308,10 @@ where
             nodes::remove(self.records.kv_mut(), &node)?;
             let Some(uid) = node.uid.filter(|uid| !claimed.contains(uid)) else { continue };
             let seen = node.content.as_ref().map(|c| c.history.clone());
-            if let Some(parent) = self.node_uid(node.parent)? {
-                if !node.is_dir() {
-                    self.recent.insert((parent, node.name.clone()), (uid, self.now));
-                }
+            if let Some(parent) = self.node_uid(node.parent)?
+                && !node.is_dir()
+            {
+                self.recent.insert((parent, node.name.clone()), (uid, self.now));
             }
             // A directory that the view does not show is not there as it should be: taken out by ourselves, before a crash
             // or a failed sync, or emptied into another.
@@ -1367,22 +1370,22 @@ where
             let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { continue };
             let mut node = old.clone();
             node.stamp = modified.stat.stamp;
-            if let Some((value, provisional)) = &modified.content {
-                if node.content.as_ref().is_none_or(|c| c.value != *value) {
-                    node.content = Some(OnDisk {
-                        value: value.clone(),
-                        bytes: None,
-                        version: Version::default(),
-                        history: anabranch_model::Knowledge::default(),
-                        provisional: *provisional,
-                    });
-                }
+            if let Some((value, provisional)) = &modified.content
+                && node.content.as_ref().is_none_or(|c| c.value != *value)
+            {
+                node.content = Some(OnDisk {
+                    value: value.clone(),
+                    bytes: None,
+                    version: Version::default(),
+                    history: anabranch_model::Knowledge::default(),
+                    provisional: *provisional,
+                });
             }
-            if let Some(attributes) = &modified.attributes {
-                if node.attributes != *attributes {
-                    node.attributes = attributes.clone();
-                    node.attributes_version = Version::default();
-                }
+            if let Some(attributes) = &modified.attributes
+                && node.attributes != *attributes
+            {
+                node.attributes = attributes.clone();
+                node.attributes_version = Version::default();
             }
             nodes::put(self.records.kv_mut(), Some(&old), &node)?;
             if let Some(uid) = node.uid {

@@ -405,7 +405,10 @@ where
             let count = self.changed.len() + self.scan.len() + self.later.len();
             words.push(format!("{own}: {count} local changes are still to be looked at"));
             for (parent, name) in self.later.keys().take(5) {
-                words.push(format!("{own}: {} (in use or not readable)", String::from_utf8_lossy(&self.node_path(*parent, name)?)));
+                words.push(format!(
+                    "{own}: {} (in use or not readable)",
+                    String::from_utf8_lossy(&self.node_path(*parent, name)?)
+                ));
             }
         }
         let todo = self.records.kv().range(Table::Todo, &[], None, 6)?;
@@ -640,15 +643,15 @@ where
         for hint in hints {
             match hint {
                 Hint::Entry { directory, name, closed_after_write } => {
-                    if let Some(node) = self.dir_node(&directory)? {
-                        if !(node == ROOT_NODE && anabranch_model::is_reserved(&name)) {
-                            let key = (node, name);
-                            self.later.remove(&key);
-                            if closed_after_write {
-                                self.closed.insert(key.clone());
-                            }
-                            self.changed.insert(key);
+                    if let Some(node) = self.dir_node(&directory)?
+                        && !(node == ROOT_NODE && anabranch_model::is_reserved(&name))
+                    {
+                        let key = (node, name);
+                        self.later.remove(&key);
+                        if closed_after_write {
+                            self.closed.insert(key.clone());
                         }
+                        self.changed.insert(key);
                     }
                 }
                 Hint::Directory { directory } => {

@@ -27,10 +27,10 @@ where
         let mut open: Option<(Want, F::File, Node)> = None;
         for (at, want) in wants.iter().enumerate() {
             let piece = self.piece(want, &mut open)?;
-            if piece == Piece::NotHeld {
-                if let Some(link) = self.links.get_mut(&id).filter(|l| l.refused.len() < REFUSED_MAX) {
-                    link.refused.insert(want.uid);
-                }
+            if piece == Piece::NotHeld
+                && let Some(link) = self.links.get_mut(&id).filter(|l| l.refused.len() < REFUSED_MAX)
+            {
+                link.refused.insert(want.uid);
             }
             if let Piece::Data(data) = &piece {
                 bytes += data.len();
@@ -259,9 +259,10 @@ where
                 let Some(node) = nodes::of(self.records.kv(), record.uid)? else { continue };
                 let Some(Content::File { hash, .. }) = node.content.as_ref().map(|c| c.value.clone()) else { continue };
                 let Some(dir) = self.dir(node.parent)? else { continue };
-                let read = self.fs.open_file(&dir, &node.name).and_then(|file| {
-                    anabranch_volume::hash::read_hash(&self.fs, &file, node.stamp.size)
-                });
+                let read = self
+                    .fs
+                    .open_file(&dir, &node.name)
+                    .and_then(|file| anabranch_volume::hash::read_hash(&self.fs, &file, node.stamp.size));
                 if !matches!(read, Ok(Some(found)) if found == hash) && wrong.len() < 1000 {
                     wrong.push(self.record_path(record.uid)?);
                 }

@@ -309,7 +309,9 @@ where
         // What was prepared is in staging, unless it was put in place: then what came out is there, or preserved already.
         // It may be another thing than the intent says: somebody had just put that there, and nobody has seen it.
         let staging = self.private.staging.clone();
-        if let Some(out) = self.fs.stat(&staging, &intent.private).map_err(failed)?.filter(|s| s.object != intent.object) {
+        if let Some(out) =
+            self.fs.stat(&staging, &intent.private).map_err(failed)?.filter(|s| s.object != intent.object)
+        {
             let expected = intent.replaces.as_ref().filter(|(object, stamp)| {
                 *object == out.object && (stamp.size, stamp.mtime) == (out.stamp.size, out.stamp.mtime)
             });
@@ -333,10 +335,10 @@ where
             None if stat.kind == Kind::File => Content::File { size: stat.stamp.size, hash: intent.hash },
             None => return Ok(()),
         };
-        if let Some(other) = nodes::at(self.records.kv(), intent.parent, &intent.name)? {
-            if other.uid != Some(intent.uid) {
-                nodes::remove(self.records.kv_mut(), &other)?;
-            }
+        if let Some(other) = nodes::at(self.records.kv(), intent.parent, &intent.name)?
+            && other.uid != Some(intent.uid)
+        {
+            nodes::remove(self.records.kv_mut(), &other)?;
         }
         let before = nodes::of(self.records.kv(), intent.uid)?;
         let attributes = self.fs.read_attributes(&dir, &intent.name).unwrap_or_default();

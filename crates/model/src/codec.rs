@@ -323,9 +323,7 @@ impl<I: Intern> FacetWriter<'_, I> {
         self.head(&facet.written);
         let p = &facet.value;
         let (seen, author) = (!facet.seen.is_empty(), !p.author.is_empty());
-        self.out.0.push(
-            u8::from(p.directory) | u8::from(p.deleted) << 1 | u8::from(seen) << 2 | u8::from(author) << 3,
-        );
+        self.out.0.push(u8::from(p.directory) | u8::from(p.deleted) << 1 | u8::from(seen) << 2 | u8::from(author) << 3);
         self.version(p.parent.0);
         self.out.bytes(p.name.bytes());
         if seen {
@@ -458,11 +456,8 @@ impl<L: Lookup> FacetReader<'_, L> {
     fn content(&mut self) -> Result<ContentFacet, DecodeError> {
         let written = self.head()?;
         let flags = self.flags(0x07)?;
-        let bytes = if flags & 4 == 0 {
-            written.stamp()
-        } else {
-            Stamp { time: self.time()?, version: self.version()? }
-        };
+        let bytes =
+            if flags & 4 == 0 { written.stamp() } else { Stamp { time: self.time()?, version: self.version()? } };
         let mtime = self.input.timestamp()?;
         let birth = if flags & 2 == 0 { None } else { Some(self.input.timestamp()?) };
         let value = if flags & 1 == 0 {

@@ -281,7 +281,9 @@ impl Turn {
                 if let Err(error) = self.source.read(&mut self.pending) {
                     tracing::warn!(%error, path = %self.fs.path().display(), "cannot read events");
                     self.pending.everything();
-                    if wait_for(&self.flusher.wake, None, BROKEN).is_err() || self.flusher.ending.load(Ordering::Acquire) {
+                    if wait_for(&self.flusher.wake, None, BROKEN).is_err()
+                        || self.flusher.ending.load(Ordering::Acquire)
+                    {
                         return;
                     }
                 }

@@ -67,7 +67,10 @@ fn golden_bytes() {
     let bytes = encode_record(&sample(), &mut dictionary);
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     let seven = "07".repeat(32);
-    assert_eq!(hex, format!("010400c0843d020c07000001ff887a04706c616e032c060002000001ff93ebdc0305{seven}0406060004000000"));
+    assert_eq!(
+        hex,
+        format!("010400c0843d020c07000001ff887a04706c616e032c060002000001ff93ebdc0305{seven}0406060004000000")
+    );
     assert_eq!(decode_record(&bytes, &dictionary), Ok(sample()));
 }
 
