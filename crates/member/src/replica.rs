@@ -643,7 +643,8 @@ where
         for hint in hints {
             match hint {
                 Hint::Entry { directory, name, closed_after_write } => {
-                    if let Some(node) = self.dir_node(&directory)?
+                    // What is on its way in or out, in staging, is our own.
+                    if let Some(node) = self.dir_node(&directory)?.filter(|n| *n != nodes::STAGING_NODE)
                         && !(node == ROOT_NODE && anabranch_model::is_reserved(&name))
                     {
                         let key = (node, name);
@@ -655,7 +656,7 @@ where
                     }
                 }
                 Hint::Directory { directory } => {
-                    if let Some(node) = self.dir_node(&directory)? {
+                    if let Some(node) = self.dir_node(&directory)?.filter(|n| *n != nodes::STAGING_NODE) {
                         self.scan.push(node);
                     }
                 }
