@@ -363,7 +363,9 @@ fn users_do_what_their_programs_do() {
     fs.link(b"d/a", b"hard").unwrap();
     assert_eq!(fs.stat(&fs.root(), b"hard").unwrap().unwrap().links, 2);
     let object = fs.stat(&fs.root(), b"hard").unwrap().unwrap().object;
+    let _ = fs.take_deeds();
     fs.remove(b"hard").unwrap();
+    assert_eq!(fs.take_deeds(), [], "its other name keeps it");
     let d = fs.stat(&fs.root(), b"d").unwrap().unwrap().object;
     assert_eq!(fs.locate(&object).unwrap(), Some((d, b"a".to_vec())));
     fs.chmod(b"d/a", 0o600).unwrap();

@@ -171,6 +171,11 @@ impl Disk {
         self.existing(dir, name)
     }
 
+    /// What ends with the last name of a file; another hard link keeps it.
+    fn under_last_name(&self, number: u64) -> Option<Thing> {
+        self.inode(number).ok().filter(|inode| inode.links <= 1).and_then(Thing::of)
+    }
+
     fn end(&mut self, path: &[u8], number: u64) {
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
             self.deeds.push(Deed::Ended { path: path.to_vec(), content });
@@ -285,7 +290,8 @@ impl Disk {
         let (dir, name) = self.resolve(path)?;
         let number = self.existing(dir, name)?;
         if self.inode(number)?.kind != Kind::Directory {
-            self.end(path, number);
+            let lost = self.under_last_name(number);
+            self.deeds.extend(lost.map(|content| Deed::Ended { path: path.to_vec(), content }));
             self.remove(dir, name, false)?;
             self.note_removed(number);
             return Ok(());
@@ -408,7 +414,7 @@ impl SimFs {
         let (one, other) = (disk.resolve(from)?, disk.resolve(to)?);
         let number = disk.existing(one.0, one.1)?;
         let victim = disk.entry(other.0, other.1)?.filter(|&v| v != number);
-        let lost = victim.and_then(|v| disk.inode(v).ok().and_then(Thing::of));
+        let lost = victim.and_then(|v| disk.under_last_name(v));
         disk.rename(one, other, true)?;
         victim.into_iter().for_each(|v| disk.note_removed(v));
         if let Some(content) = lost {
@@ -467,7 +473,7 @@ impl SimFs {
         let (dir, name) = disk.resolve(path)?;
         let number = disk.existing(dir, name)?;
         let directory = disk.inode(number)?.kind == Kind::Directory;
-        let content = disk.inode(number).ok().and_then(Thing::of);
+        let content = disk.under_last_name(number);
         disk.remove(dir, name, directory)?;
         disk.note_removed(number);
         if let Some(content) = content {
