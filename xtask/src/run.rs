@@ -124,6 +124,9 @@ pub(crate) fn everything(root: &Path, plan: &Plan) -> Result<bool> {
     Ok(report.passed())
 }
 
+/// Not all histories pass yet: docs/state.md says which kinds fail. The share that may fail is written here and only goes down.
+const DEBT: &str = "--keep-going --debt-percent 20";
+
 fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
     let built = target_dir(root).join(PROFILE);
     let program = |name: &str| built.join(name).display().to_string();
@@ -149,7 +152,7 @@ fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
         Simulation::Minutes(minutes) => (format!("{seed}..{} --minutes {minutes}", seed + SEEDS), minutes + 5),
         Simulation::Histories(histories) => (format!("{seed}..{}", seed + histories), 24 * 60),
     };
-    steps.push(Step::new("simulation", &program("sim"), &format!("--seeds {amount} --table")).at_most(minutes));
+    steps.push(Step::new("simulation", &program("sim"), &format!("--seeds {amount} --table {DEBT}")).at_most(minutes));
     let line = format!("test -p e2e --profile {PROFILE} --no-fail-fast -- --show-output --test-threads 2");
     steps.push(
         Step::cargo("end to end", &line)

@@ -157,7 +157,7 @@ pub(crate) fn redeem(daemon: &Arc<Daemon>, attempt: JoinAttempt) {
     let name = attempt.request.name.clone();
     let reply = match try_redeem(daemon, &attempt) {
         Ok(welcome) => match serde_json::to_vec(&welcome) {
-            Ok(payload) => JoinReply::Accepted { payload: payload.into() },
+            Ok(payload) => JoinReply::Accepted { payload },
             Err(error) => JoinReply::Refused { reason: error.to_string() },
         },
         Err(reason) => {

@@ -39,6 +39,11 @@ const REOPEN: Duration = Duration::from_secs(1);
 /// How often everything is compared where nothing watches.
 const SCAN_EVERY: Duration = Duration::from_secs(60);
 
+/// Takes a folder's name and what happened to it.
+pub type EventSink = Arc<dyn Fn(&str, &Event) + Send + Sync>;
+/// Takes the token of a root.
+pub type TokenSink = Arc<dyn Fn(&[u8]) + Send + Sync>;
+
 type Order = Box<dyn FnOnce(&mut LinuxReplica) + Send>;
 
 enum Command {
@@ -83,9 +88,9 @@ pub struct HostSpec {
     /// The database's cache, bytes.
     pub cache_bytes: u64,
     /// Where events go.
-    pub events: Arc<dyn Fn(&str, &Event) + Send + Sync>,
+    pub events: EventSink,
     /// Told the token of the root once it is known.
-    pub token: Arc<dyn Fn(&[u8]) + Send + Sync>,
+    pub token: TokenSink,
 }
 
 /// A folder at work. Dropping it stops the thread without closing the database properly; use [`Host::stop`].

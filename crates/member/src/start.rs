@@ -589,7 +589,6 @@ fn put_special(kv: &mut impl Kv, old: Option<&Node>, node: &Node) -> std::result
     nodes::put_without_name(kv, old, node)
 }
 
-#[expect(clippy::type_complexity, reason = "either the records or the database back")]
 fn open_records<K: Kv>(kv: K, settings: &Settings) -> Result<std::result::Result<Records<K>, K>> {
     // `open` consumes the database only if it is initialised.
     if kv.last(Table::Meta)?.is_none() {

@@ -311,11 +311,7 @@ impl Turn {
         if self.flusher.ending.load(Ordering::Acquire) {
             return false;
         }
-        loop {
-            match wait_for(&self.flusher.wake, Some(self.source.descriptor()), Duration::ZERO) {
-                Ok((_, true)) => {}
-                _ => break,
-            }
+        while let Ok((_, true)) = wait_for(&self.flusher.wake, Some(self.source.descriptor()), Duration::ZERO) {
             if let Err(error) = self.source.read(&mut self.pending) {
                 tracing::warn!(%error, path = %self.fs.path().display(), "cannot read events");
                 self.pending.everything();
