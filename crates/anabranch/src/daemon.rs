@@ -481,14 +481,18 @@ impl Daemon {
         if !real.is_dir() {
             return Err("it is not a directory".into());
         }
-        for running in lock(&self.folders).values() {
-            let other = &running.path;
-            if real.starts_with(other) {
-                return Err(format!("it is inside the replicated folder {} ({})", running.name, other.display()));
-            }
-            if other.starts_with(&real) {
-                return Err(format!("the replicated folder {} ({}) lies inside it", running.name, other.display()));
-            }
+        let folders = lock(&self.folders);
+        if let Some(running) = folders.values().find(|r| real.starts_with(&r.path)) {
+            return Err(format!("it is inside the replicated folder {} ({})", running.name, running.path.display()));
+        }
+        let within: Vec<String> = folders
+            .values()
+            .filter(|r| r.path.starts_with(&real))
+            .map(|r| format!("{} ({})", r.name, r.path.display()))
+            .collect();
+        drop(folders);
+        if !within.is_empty() {
+            return Err(format!("replicated folders lie inside it: {}", within.join(", ")));
         }
         let flags = rustix::fs::statvfs(&real).map_err(|e| format!("the file system cannot be looked at: {e}"))?.f_flag;
         if flags.contains(rustix::fs::StatVfsMountFlags::RDONLY) {

@@ -1,5 +1,7 @@
 //! Three replicas on simulated disks, wired directly: the thin path, before the simulator's storms.
 
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
 use std::collections::VecDeque;
 
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
