@@ -10,10 +10,12 @@
 //! | field | bytes within |
 //! | --- | --- |
 //! | UID | replica, sequence |
-//! | placement | facet head, flags (1 directory, 2 deleted, 4 seen follows, 8 author follows), parent, name, [seen], [author] |
-//! | content | facet head, flags (1 symlink, 2 birth, 4 own stamp of bytes), [stamp], mtime, [birth], size and hash, or target |
-//! | attributes | facet head, flags (1 directory mtime), attribute value, [mtime] |
-//! | facet head | flags (1 version is the UID, 2 change is the version, 4 history is the version, 8 merged, 16 resolved), [version], clock, [change], [resolutions], [history] |
+//! | placement | facet head, flags (1 directory, 2 deleted, 4 seen follows, 8 author follows), parent, name, seen?, author? |
+//! | content | facet head, flags (1 symlink, 2 birth, 4 own stamp of bytes), stamp?, mtime, birth?, size and hash, or target |
+//! | attributes | facet head, flags (1 directory mtime), attribute value, mtime? |
+//! | facet head | flags (1 version is the UID, 2 change is the version, 4 history is the version, 8 merged, 16 resolved), version?, clock, change?, resolutions?, history? |
+//!
+//! A question mark: only where the flags announce it.
 //!
 //! Decoders take any bytes: limits are checked before anything is allocated, and what is left over is an error.
 
