@@ -17,9 +17,12 @@ use crate::events::EventKind;
 use crate::install::Ready;
 use crate::nodes;
 use crate::replica::{LinkId, Partner, Replica, Result};
+use crate::tables;
 
 /// Bytes asked for in one request.
 const REQUEST_BYTES: u64 = 2 << 20;
+/// Contents that nobody had which are looked for here again, at each retry.
+const AGAIN: usize = 256;
 /// Requests under way on one link.
 const REQUESTS: usize = 3;
 
@@ -191,11 +194,20 @@ where
     pub(crate) fn fetch(&mut self) -> Result<()> {
         if self.fetching.retry_at.is_some_and(|at| at <= self.now) {
             self.fetching.retry_at = None;
+            let mut hopeless = Vec::new();
             for (uid, wanted) in &mut self.fetching.wanted {
                 if wanted.asked.is_none() {
+                    if !wanted.refused.is_empty() && wanted.received == 0 && hopeless.len() < AGAIN {
+                        hopeless.push(*uid);
+                    }
                     wanted.refused.clear();
                     self.fetching.idle.insert(*uid);
                 }
+            }
+            // Nobody had it: it may have come to lie here meanwhile, preserved or under another name.
+            for uid in hopeless {
+                self.fetching.forget(uid);
+                self.due_now(uid);
             }
         }
         if self.fetching.idle.is_empty() {
@@ -403,12 +415,20 @@ where
         Ok(())
     }
 
-    /// The same content lies elsewhere in the tree: copied from there, verified on the way (design, section 7).
+    /// The same content lies elsewhere in the tree, or among what is preserved: copied from there, verified on the way
+    /// (design, section 7).
     pub(crate) fn reuse(&mut self, uid: Uid, size: u64, hash: &Hash) -> Result<Option<Ready>> {
+        let mut places = Vec::new();
         for node in nodes::by_hash(self.records.kv(), hash)? {
-            let Some(dir) = self.dir(node.parent)? else { continue };
-            let Ok(file) = self.fs.open_file(&dir, &node.name) else { continue };
-            if !self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp.size == size) {
+            places.extend(self.dir(node.parent)?.map(|dir| (dir, node.name, Some(node.object))));
+        }
+        for item in tables::preserved_by_hash(self.records.kv(), hash)? {
+            places.push((self.preserved_dir(item.reason), item.file_name(), None));
+        }
+        for (dir, name, object) in places {
+            let Ok(file) = self.fs.open_file(&dir, &name) else { continue };
+            let same = |o: &anabranch_volume::fs::Object| object.as_ref().is_none_or(|object| object == o);
+            if !self.fs.stat_file(&file).is_ok_and(|s| same(&s.object) && s.stamp.size == size) {
                 continue;
             }
             if size <= u64::from(PIECE_BYTES_MAX) {

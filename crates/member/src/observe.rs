@@ -621,6 +621,11 @@ where
                     if parent == nodes::STAGING_NODE || is_reserved(&here.1) {
                         return Ok(());
                     }
+                    let owner = nodes::at(self.records.kv(), here.0, &here.1)?;
+                    if owner.is_some_and(|n| n.id != node.id && n.object == node.object) {
+                        // Known there already, so nothing new will be found there: this one is gone.
+                        return Ok(());
+                    }
                     if seen.contains(&here) {
                         let found = batch.found.iter().any(|f| f.stat.object == node.object);
                         if !found && here != (node.parent, node.name.clone()) {
@@ -1035,6 +1040,8 @@ where
             return self.drop_found(batch, at);
         };
         let directory = found.stat.kind == Kind::Directory;
+        self.revive(parent)?;
+        let Some(found) = batch.found.get(at) else { return Ok(()) };
         let (name, stat) = (found.name.clone(), found.stat.clone());
         let value = found.content.as_ref().map(|(c, _)| c.clone());
         // What the database last saw of this very UID on disk: only a difference from that is a local change.
@@ -1113,6 +1120,23 @@ where
             }
         }
         batch.gone.remove(&id);
+        Ok(())
+    }
+
+    /// Somebody made something in a directory that is recorded as deleted, and is live again thereby. It is recorded so:
+    /// others may have collected the tombstone, and the new thing would have no directory there.
+    fn revive(&mut self, uid: Uid) -> Result<()> {
+        let mut at = uid;
+        for _ in 0..4096 {
+            let Some(placement) = self.records.record(at)?.map(|r| r.placement.value) else { return Ok(()) };
+            if placement.deleted {
+                match self.records.place(self.now, at, placement.parent, placement.name) {
+                    Err(ChangeError::IntoItself(_)) => return Ok(()),
+                    other => other?,
+                }
+            }
+            at = placement.parent;
+        }
         Ok(())
     }
 

@@ -5,15 +5,23 @@ use std::io;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{Content, Hash, Record};
 use anabranch_net::message::{MESSAGE_BYTES_MAX, Message, PIECE_BYTES_MAX, Piece, Sum, Want};
-use anabranch_volume::fs::Fs;
+use anabranch_volume::fs::{FileStamp, Fs};
 
-use crate::nodes::{self, Node};
+use crate::nodes;
 use crate::replica::{LinkId, Replica, Result};
+use crate::tables;
 
 /// Bytes of content in one answer.
 const ANSWER_BYTES: usize = 1 << 20;
 /// UIDs remembered for a partner whose content was not here.
 const REFUSED_MAX: usize = 4096;
+
+/// A content that is being served: its file, and the stamp under which it is what was asked for.
+struct Source<File> {
+    want: Want,
+    file: File,
+    stamp: FileStamp,
+}
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -24,7 +32,7 @@ where
     pub(crate) fn serve_content(&mut self, id: LinkId, request: u64, wants: &[Want]) -> Result<()> {
         let mut pieces: Vec<Piece> = Vec::new();
         let (mut first, mut bytes) = (0, 0);
-        let mut open: Option<(Want, F::File, Node)> = None;
+        let mut open: Option<Source<F::File>> = None;
         for (at, want) in wants.iter().enumerate() {
             let piece = self.piece(want, &mut open)?;
             if piece == Piece::NotHeld
@@ -49,32 +57,34 @@ where
     }
 
     /// One piece, read from the tree if the file there is still the recorded one.
-    fn piece(&mut self, want: &Want, open: &mut Option<(Want, F::File, Node)>) -> Result<Piece> {
-        let same = open.as_ref().is_some_and(|(last, _, _)| last.uid == want.uid && last.hash == want.hash);
+    fn piece(&mut self, want: &Want, open: &mut Option<Source<F::File>>) -> Result<Piece> {
+        let same = open.as_ref().is_some_and(|s| s.want.uid == want.uid && s.want.hash == want.hash);
         if !same {
             *open = self.open_content(want)?;
         }
-        let Some((_, file, node)) = open.as_ref() else { return Ok(Piece::NotHeld) };
+        let Some(Source { file, stamp, .. }) = open.as_ref() else { return Ok(Piece::NotHeld) };
         let length = u64::from(want.length.min(PIECE_BYTES_MAX));
-        if want.offset + length > node.stamp.size {
+        if want.offset + length > stamp.size {
             return Ok(Piece::NotHeld);
         }
         let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
         let read = read_whole(&self.fs, file, &mut bytes, want.offset);
         // What changed while it was read is retried, never sent as if it were the recorded content (design, section 7).
-        let unchanged = self.fs.stat_file(file).is_ok_and(|s| s.stamp == node.stamp);
+        let unchanged = self.fs.stat_file(file).is_ok_and(|s| s.stamp == *stamp);
         Ok(match read {
             Ok(true) if unchanged => Piece::Data(bytes),
             Ok(_) => Piece::Busy,
             Err(error) => {
-                let path = String::from_utf8_lossy(&self.node_path(node.parent, &node.name)?).into_owned();
+                let path = self.record_path(want.uid)?;
                 self.report_once(crate::events::EventKind::CannotRead, format!("{path}: {error}"));
                 Piece::Busy
             }
         })
     }
 
-    fn open_content(&mut self, want: &Want) -> Result<Option<(Want, F::File, Node)>> {
+    /// The content in the tree or, where it was taken out again before all had it, among what is preserved: a record of
+    /// ours can win anew, and then nobody else may hold what it says.
+    fn open_content(&mut self, want: &Want) -> Result<Option<Source<F::File>>> {
         let own = nodes::of(self.records.kv(), want.uid)?;
         let others = nodes::by_hash(self.records.kv(), &want.hash)?;
         for node in own.into_iter().chain(others) {
@@ -86,7 +96,16 @@ where
             let Some(dir) = self.dir(node.parent)? else { continue };
             let Ok(file) = self.fs.open_file(&dir, &node.name) else { continue };
             if self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp) {
-                return Ok(Some((want.clone(), file, node)));
+                return Ok(Some(Source { want: want.clone(), file, stamp: node.stamp }));
+            }
+        }
+        for item in tables::preserved_by_hash(self.records.kv(), &want.hash)? {
+            let dir = self.preserved_dir(item.reason);
+            let Ok(file) = self.fs.open_file(&dir, &item.file_name()) else { continue };
+            if let Ok(stat) = self.fs.stat_file(&file)
+                && stat.stamp.size == item.size
+            {
+                return Ok(Some(Source { want: want.clone(), file, stamp: stat.stamp }));
             }
         }
         Ok(None)

@@ -6,6 +6,7 @@
 //! | Todo | UID, or 0xff and a node number | - |
 //! | Intents | UID | [`Intent`] |
 //! | Preserved | number, 8 bytes | [`Preserved`] |
+//! | NodeHashes | first 8 bytes of the hash, number with the highest bit set | - |
 //! | Partners | partner's replica id | mark: highest (8 bytes), digest |
 //! | Acknowledged | member's name | replica id, serial, knowledge |
 
@@ -243,11 +244,40 @@ impl Preserved {
 }
 
 pub(crate) fn put_preserved(kv: &mut impl Kv, item: &Preserved) -> Result<(), KvError> {
+    if let Some(hash) = item.hash.filter(|_| item.size > 0) {
+        kv.put(Table::NodeHashes, &preserved_hash_key(&hash, item.number), &[])?;
+    }
     kv.put(Table::Preserved, &item.number.to_be_bytes(), &item.encode())
 }
 
 pub(crate) fn drop_preserved(kv: &mut impl Kv, number: u64) -> Result<(), KvError> {
+    if let Some(hash) = preserved_one(kv, number)?.and_then(|item| item.hash) {
+        kv.delete(Table::NodeHashes, &preserved_hash_key(&hash, number))?;
+    }
     kv.delete(Table::Preserved, &number.to_be_bytes())
+}
+
+/// Preserved items share the index of nodes by hash; their numbers have the highest bit set there.
+const PRESERVED: u64 = 1 << 63;
+
+fn preserved_hash_key(hash: &Hash, number: u64) -> [u8; 16] {
+    let mut key = [0; 16];
+    let (head, tail) = key.split_at_mut(8);
+    head.copy_from_slice(hash.first_chunk::<8>().expect("a hash has 32 bytes"));
+    tail.copy_from_slice(&(PRESERVED | number).to_be_bytes());
+    key
+}
+
+/// Some preserved files with this hash.
+pub(crate) fn preserved_by_hash(kv: &impl Kv, hash: &Hash) -> Result<Vec<Preserved>, KvError> {
+    let from = preserved_hash_key(hash, 0);
+    let to = anabranch_engine::kv::after_prefix(from.first_chunk::<8>().expect("a key has 16 bytes"));
+    let mut out = Vec::new();
+    for (key, _) in kv.range(Table::NodeHashes, &from, to.as_deref(), 8)? {
+        let item = preserved_one(kv, read_number(key.get(8..).unwrap_or_default())? & !PRESERVED)?;
+        out.extend(item.filter(|i| i.hash == Some(*hash) && !i.pending && !i.directory));
+    }
+    Ok(out)
 }
 
 /// Manifest entries with numbers above `after`, ascending.
