@@ -203,7 +203,11 @@ where
     }
 
     /// Looks at an entry again after a while; with an empty name at the whole of the directory.
+    #[track_caller]
     fn again_later(&mut self, parent: NodeId, name: &[u8]) {
+        // Where the decision was made is what one wants to know of an entry that never comes to rest.
+        let decided = std::panic::Location::caller().line();
+        tracing::debug!(name = %name.escape_ascii(), decided, "looked at again later");
         self.later.insert((parent, name.to_vec()), Hlc(self.now.0 + self.config.limits.retry));
     }
 
