@@ -8,7 +8,7 @@ use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryP
 use anabranch_model::{FolderId, Hlc, ReplicaId};
 use anabranch_net::message::Message;
 use anabranch_store::MemoryKv;
-use anabranch_volume::simulated::{DiskConfig, Mode, SimClock, SimFs, Tree};
+use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, Mode, SimClock, SimFs, Tree};
 use anabranch_volume::watch::Hint;
 
 struct Member {
@@ -81,6 +81,19 @@ impl World {
                     Output::Close(link, reason) => panic!("link {} closed: {reason}", link.0),
                     Output::Report(event) => self.events.push(format!("m{to}: {event}")),
                 }
+            }
+        }
+    }
+
+    /// Runs for so many seconds, whatever is due then.
+    fn run(&mut self, seconds: u64) {
+        let until = self.now + seconds * 1_000_000;
+        while self.now < until {
+            self.now += 100_000;
+            self.clock.set(self.now as i64 * 1000);
+            for at in 0..self.members.len() {
+                let hints = self.members[at].fs.take_hints();
+                self.give(at, if hints.is_empty() { Input::Time } else { Input::Hints(hints) });
             }
         }
     }
@@ -290,4 +303,76 @@ fn a_rename_while_a_newer_content_is_on_its_way_writes_nothing_anew() {
     w.equal();
     assert_eq!(w.members[2].fs.read(b"report").unwrap().bytes(), b"two");
     assert_eq!(w.unseen(), 0, "{:#?}", w.events);
+}
+
+#[test]
+fn calls_that_fail_for_a_while_stop_nothing_and_hide_nothing() {
+    let cases: [(&str, Fault, &[Call]); 5] = [
+        ("syncs", Fault::Io, &[Call::SyncFile, Call::SyncDir, Call::SyncAll]),
+        ("enumeration", Fault::Io, &[Call::List]),
+        ("opening directories", Fault::TooManyOpen, &[Call::OpenDir]),
+        ("looking", Fault::Io, &[Call::Stat]),
+        ("reading", Fault::Io, &[Call::OpenFile, Call::Read]),
+    ];
+    for (what, fault, calls) in cases {
+        let mut w = World::new(MESH, |i, fs| {
+            if i == 0 {
+                fs.mkdir(b"docs").unwrap();
+                fs.write(b"docs/plan", b"one").unwrap();
+            }
+        });
+        w.equal();
+        w.members[1].fs.faults(|f| calls.iter().for_each(|c| f.set(*c, fault, 1_000_000)));
+        // Hints are lost, so that only a whole comparison finds what was made.
+        w.members[1].fs.mkdir(b"docs/deep").unwrap();
+        w.members[1].fs.write(b"docs/deep/mine", b"two").unwrap();
+        w.members[1].fs.overflow_hints();
+        w.members[0].fs.write(b"docs/yours", b"three").unwrap();
+        w.members[0].fs.rename(b"docs/plan", b"plan").unwrap();
+        w.run(5);
+        assert!(!w.members[2].fs.exists(b"docs/deep/mine"), "{what}: published what could not be made sure of");
+        assert!(w.members[2].fs.exists(b"docs/yours"), "{what}: one member holds up the others");
+        w.members[1].fs.faults(Faults::clear);
+        w.equal();
+        assert_eq!(w.members[0].fs.read(b"docs/deep/mine").unwrap().bytes(), b"two", "{what}");
+        assert!(w.members[1].fs.exists(b"plan") && !w.members[1].fs.exists(b"docs/plan"), "{what}");
+        assert_eq!(w.unseen(), 0, "{what}: {:#?}", w.events);
+    }
+}
+
+#[test]
+fn a_lost_root_is_waited_for_at_leisure() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"one").unwrap();
+        }
+    });
+    w.equal();
+    w.members[1].fs.set_mounted(false);
+    w.members[1].fs.write(b"plan", b"two").unwrap();
+    w.run(5);
+    let due = w.members[1].replica.deadline().unwrap();
+    assert!(due.0 > w.now, "asks to be called at once, and can do nothing");
+    w.members[1].fs.set_mounted(true);
+    w.equal();
+    assert_eq!(w.members[0].fs.read(b"plan").unwrap().bytes(), b"two");
+}
+
+#[test]
+fn what_is_preserved_is_not_sent_again() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            fs.write(b"plan", b"what everybody held once").unwrap();
+        }
+    });
+    w.equal();
+    w.members[1].fs.remove(b"plan").unwrap();
+    w.equal();
+    // Later than a name is remembered.
+    w.run(20);
+    let received = w.members[2].replica.counters().content_received;
+    w.members[0].fs.write(b"again", b"what everybody held once").unwrap();
+    w.equal();
+    assert!(w.members[2].fs.exists(b"again"));
+    assert_eq!(w.members[2].replica.counters().content_received, received);
 }
