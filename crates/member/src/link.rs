@@ -342,6 +342,15 @@ where
         self.tell_acknowledgements()
     }
 
+    /// Our clock was set: what it was compared with when links were opened no longer holds. They are opened anew, and until
+    /// one partner was heard nothing is stamped (design, section 4).
+    pub(crate) fn clock_leapt(&mut self) {
+        self.close_all("the clock was set; the link is opened anew, so that clocks are compared");
+        if self.config.members.len() > 1 {
+            self.hold_until = Some(Hlc(self.now.0 + self.config.limits.hold));
+        }
+    }
+
     /// Is our clock more than the limit ahead of every partner's? Then we issue no versions (design, section 4).
     pub(crate) fn ahead_of_all(&self) -> bool {
         let limit = self.config.limits.ahead.cast_signed();

@@ -203,7 +203,6 @@ where
     }
 
     /// Looks at an entry again after a while; with an empty name at the whole of the directory.
-    #[track_caller]
     fn again_later(&mut self, parent: NodeId, name: &[u8]) {
         // Where the decision was made is what one wants to know of an entry that never comes to rest.
         let decided = std::panic::Location::caller().line();
@@ -907,7 +906,7 @@ where
             } else {
                 self.remembered(&batch, found)?.filter(|uid| Some(*uid) != own)
             };
-            let Some(uid) = self.recorded(uid)?.filter(|uid| !claimed.contains(uid)) else { continue };
+            let Some(uid) = self.recorded(uid, found.stat.kind)?.filter(|uid| !claimed.contains(uid)) else { continue };
             claimed.insert(uid);
             if let Some(other) = nodes::of(self.records.kv(), uid)? {
                 let still = batch.found.get(at).and_then(|f| f.occupant.as_ref()).is_none_or(|o| o.id != other.id);
@@ -927,7 +926,7 @@ where
                 .as_ref()
                 .filter(|n| n.is_dir() && found.stat.kind == Kind::Directory && found.moved.is_none())
                 .and_then(|n| n.uid);
-            let uid = self.recorded(moved.or(continued))?.filter(|uid| !claimed.contains(uid));
+            let uid = self.recorded(moved.or(continued), found.stat.kind)?.filter(|uid| !claimed.contains(uid));
             if let Some(uid) = uid {
                 claimed.insert(uid);
                 if let Some(found) = batch.found.get_mut(at) {
@@ -1012,12 +1011,12 @@ where
         Ok(Some(uid).filter(|_| !back && !live && found.stat.kind != Kind::Directory))
     }
 
-    /// A UID that can still be written to: tombstones are collected, and records forgotten after a rollback.
-    fn recorded(&self, uid: Option<Uid>) -> Result<Option<Uid>> {
-        match uid {
-            Some(uid) => Ok(self.records.record(uid)?.map(|r| r.uid)),
-            None => Ok(None),
-        }
+    /// A UID that can still be written to by something of this kind: tombstones are collected, records forgotten after a
+    /// rollback, and a record of another kind is another thing's.
+    fn recorded(&self, uid: Option<Uid>, kind: Kind) -> Result<Option<Uid>> {
+        let Some(uid) = uid else { return Ok(None) };
+        let record = self.records.record(uid)?;
+        Ok(record.filter(|r| r.placement.value.directory == (kind == Kind::Directory)).map(|r| r.uid))
     }
 
     /// The UID that a directory node shows.
@@ -1258,7 +1257,7 @@ where
             return Ok(());
         };
         let value = modified.content.as_ref().map(|(c, _)| c.clone());
-        let known = self.recorded(Some(uid))?.is_some();
+        let known = self.recorded(Some(uid), modified.stat.kind)?.is_some();
         if let Some(value) = value.as_ref().filter(|_| known) {
             let before = old.content.as_ref();
             let same = before.is_some_and(|c| c.value == *value && c.bytes.is_some());

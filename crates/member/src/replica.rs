@@ -273,8 +273,12 @@ where
     /// # Errors
     /// [`Stop`]: this replica cannot go on and must be opened anew.
     pub fn handle(&mut self, now: Hlc, input: Input) -> Result<()> {
+        let leapt = now.0.abs_diff(self.now.0) > self.config.limits.ahead && !self.links.is_empty();
         self.now = now;
         self.dirs.clear();
+        if leapt {
+            self.clock_leapt();
+        }
         match input {
             Input::Time => {}
             Input::Hints(hints) => self.take_hints(hints)?,
@@ -318,7 +322,9 @@ where
         // While joining, local changes wait for the scan at its end.
         let later = self.later.values().min().copied();
         let [observe_at, later] = [self.observe_at, later].map(|at| at.filter(|_| self.phase != Phase::Joining));
-        [observe_at, self.work_at, later, self.resolve_at, self.fetching.retry_at, self.ahead_retry]
+        // Now and then, so that a clock that leaps is told from a long silence.
+        let beat = (!self.links.is_empty()).then(|| Hlc(self.now.0 + self.config.limits.ahead / 2));
+        [observe_at, self.work_at, later, self.resolve_at, self.fetching.retry_at, self.ahead_retry, beat]
             .into_iter()
             .flatten()
             .min()
