@@ -203,6 +203,7 @@ where
     }
 
     /// Looks at an entry again after a while; with an empty name at the whole of the directory.
+    #[track_caller]
     fn again_later(&mut self, parent: NodeId, name: &[u8]) {
         // Where the decision was made is what one wants to know of an entry that never comes to rest.
         let decided = std::panic::Location::caller().line();
