@@ -129,7 +129,7 @@ fn many(options: &Options) -> ExitCode {
     let sums = Mutex::new((Counters::default(), 0_u64, 0_u64));
     std::thread::scope(|scope| {
         for _ in 0..options.jobs.max(1) {
-            scope.spawn(|| {
+            let body = || {
                 while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= to {
@@ -151,7 +151,9 @@ fn many(options: &Options) -> ExitCode {
                         }
                     }
                 }
-            });
+            };
+            let thread = std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, body);
+            thread.expect("the system gives a thread");
         }
     });
     let (counters, histories, failed) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);

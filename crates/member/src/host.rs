@@ -30,6 +30,8 @@ use crate::replica::{Input, LinkId, Output, Partner, Replica, Stop};
 /// The replica that the real program runs.
 pub type LinuxReplica = Replica<LinuxFs, SqliteKv>;
 
+/// Room for the work that goes from a directory to its parents.
+const STACK_BYTES: usize = 16 << 20;
 /// Commands queued for one folder.
 const QUEUE: usize = 256;
 /// Bytes queued for a link, beyond which no more of its requests are taken in.
@@ -122,7 +124,8 @@ impl Host {
             links: BTreeMap::new(),
             reported: None,
         };
-        let thread = std::thread::Builder::new().name("folder".into()).spawn(move || body.run())?;
+        let thread =
+            std::thread::Builder::new().name("folder".into()).stack_size(STACK_BYTES).spawn(move || body.run())?;
         let links = std::sync::atomic::AtomicU64::new(1);
         Ok(Self { commands, thread: Some(thread), status, changes, links, runtime })
     }

@@ -266,7 +266,7 @@ where
         if let Some(before) = batch.visited.get(&uid) {
             return Ok(before.unwrap_or(Looked::Wait(Waiting::Order)));
         }
-        if depth > 512 {
+        if depth > 64 {
             return Ok(Looked::Wait(Waiting::Order));
         }
         batch.visited.insert(uid, None);

@@ -577,33 +577,38 @@ where
 
     /// As [`Self::dir`]; the inner error: it cannot be opened now, which says nothing about whether it is there.
     pub(crate) fn open_node(&mut self, id: NodeId) -> Result<io::Result<Option<F::Dir>>> {
-        if let Some(dir) = self.dirs.get(&id) {
-            return Ok(Ok(Some(dir.clone())));
-        }
-        let dir = if id == ROOT_NODE {
-            self.fs.root()
-        } else if id == nodes::STAGING_NODE {
-            return Ok(Ok(Some(self.private.staging.clone())));
-        } else {
-            let Some(node) = nodes::get(self.records.kv(), id)? else { return Ok(Ok(None)) };
-            let parent = match self.open_node(node.parent)? {
-                Ok(Some(parent)) => parent,
-                other => return Ok(other),
+        // From here upwards until something is open; no deeper than any tree is, should the rows ever go in a circle.
+        let mut chain = Vec::new();
+        let mut at = id;
+        let mut dir = loop {
+            if let Some(dir) = self.dirs.get(&at) {
+                break dir.clone();
+            } else if at == ROOT_NODE {
+                break self.fs.root();
+            } else if at == nodes::STAGING_NODE {
+                break self.private.staging.clone();
+            }
+            let Some(node) = nodes::get(self.records.kv(), at)?.filter(|_| chain.len() < 4096) else {
+                return Ok(Ok(None));
             };
-            let opened = self.fs.open_dir(&parent, &node.name).and_then(|dir| {
+            at = node.parent;
+            chain.push(node);
+        };
+        while let Some(node) = chain.pop() {
+            let opened = self.fs.open_dir(&dir, &node.name).and_then(|dir| {
                 let stat = self.fs.stat_dir(&dir)?;
                 Ok((stat.object == node.object).then_some(dir))
             });
-            match opened {
+            dir = match opened {
                 Ok(Some(dir)) => dir,
                 Ok(None) => return Ok(Ok(None)),
                 Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
                     return Ok(Ok(None));
                 }
                 Err(error) => return Ok(Err(error)),
-            }
-        };
-        self.dirs.insert(id, dir.clone());
+            };
+            self.dirs.insert(node.id, dir.clone());
+        }
         Ok(Ok(Some(dir)))
     }
 
