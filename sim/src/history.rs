@@ -22,8 +22,6 @@ pub(crate) struct Outcome {
     pub(crate) counters: Counters,
     /// Equal seeds give equal digests.
     pub(crate) digest: u64,
-    /// The printed history, where it was asked for.
-    pub(crate) lines: Vec<String>,
 }
 
 /// Runs a history.
@@ -41,14 +39,15 @@ pub(crate) fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
     rest(&mut world);
     // What the writer left is what stands, if nothing of his was still under way when the tree was looked at.
     ask(&mut world, left.as_ref());
+    if print && !world.violations.is_empty() {
+        for number in 0..world.members.len() {
+            let lines = world.members[number].machine.as_ref().map_or_else(Vec::new, |m| m.describe());
+            lines.into_iter().for_each(|line| world.say(|| format!("member {number} at the end: {line}")));
+        }
+    }
     figures(&mut world);
     let counters = std::mem::take(&mut world.counters);
-    Outcome {
-        violations: std::mem::take(&mut world.violations),
-        counters,
-        digest: world.trace.digest(),
-        lines: world.trace.into_lines(),
-    }
+    Outcome { violations: std::mem::take(&mut world.violations), counters, digest: world.trace.digest() }
 }
 
 /// Until people have done what they came for, and no program of theirs runs any more.

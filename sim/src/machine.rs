@@ -104,6 +104,8 @@ pub(crate) trait Machine {
     fn settled(&self) -> bool;
     /// What it waits for, in words: for the report of a history that never came to rest.
     fn waits(&self) -> Vec<String>;
+    /// Its records and what its database says of the tree, in words.
+    fn describe(&self) -> Vec<String>;
     /// Everything that it preserved.
     ///
     /// # Errors

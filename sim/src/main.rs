@@ -96,7 +96,7 @@ fn guarded(seed: u64, print: bool) -> Outcome {
             .or_else(|| cause.downcast_ref::<&str>().map(|s| (*s).to_owned()))
             .unwrap_or_else(|| "a panic".into());
         let violations = vec![Violation { invariant: "Progress", text: format!("panic: {text}") }];
-        Outcome { violations, counters: Counters::default(), digest: 0, lines: Vec::new() }
+        Outcome { violations, counters: Counters::default(), digest: 0 }
     })
 }
 
@@ -106,8 +106,11 @@ fn tell(text: std::fmt::Arguments<'_>) {
 }
 
 fn one(seed: u64, options: &Options) -> ExitCode {
+    if options.print {
+        let logged = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
+        logged.without_time().with_target(false).with_ansi(false).init();
+    }
     let outcome = guarded(seed, options.print);
-    outcome.lines.iter().for_each(|line| tell(format_args!("{line}")));
     if options.table {
         tell(format_args!("{}", outcome.counters));
     }

@@ -94,6 +94,10 @@ impl Machine for Member {
         out
     }
 
+    fn describe(&self) -> Vec<String> {
+        self.0.describe(10_000).unwrap_or_else(|error| vec![chain(&error)])
+    }
+
     fn preserved(&self) -> Result<Vec<Kept>, String> {
         let mut out = Vec::new();
         let mut after = 0;

@@ -1,22 +1,22 @@
 //! The printed history: one line an event, with the simulated time. Costs nothing unless asked for.
 
-/// Lines of a history, and a digest of them that is kept even when they are not: equal seeds must give equal digests.
+/// Prints the lines of a history if asked for, and keeps a digest: equal seeds must give equal digests.
 #[derive(Default)]
 pub(crate) struct Trace {
-    lines: Option<Vec<String>>,
+    print: bool,
     digest: u64,
 }
 
 impl Trace {
-    /// Keeps the lines too if `print`.
+    /// Prints the lines too if `print`.
     pub(crate) fn new(print: bool) -> Self {
-        Self { lines: print.then(Vec::new), digest: 0 }
+        Self { print, digest: 0 }
     }
 
-    /// One line, made only when it is kept.
+    /// One line, made only when it is printed: at once, so that it stands among what the members log.
     pub(crate) fn line(&mut self, time: u64, text: impl FnOnce() -> String) {
-        if let Some(lines) = &mut self.lines {
-            lines.push(format!("{:>5}.{:06} {}", time / 1_000_000, time % 1_000_000, text()));
+        if self.print {
+            crate::tell(format_args!("{:>5}.{:06} {}", time / 1_000_000, time % 1_000_000, text()));
         }
     }
 
@@ -28,10 +28,5 @@ impl Trace {
     /// Of all that was marked so far.
     pub(crate) fn digest(&self) -> u64 {
         self.digest
-    }
-
-    /// The lines.
-    pub(crate) fn into_lines(self) -> Vec<String> {
-        self.lines.unwrap_or_default()
     }
 }

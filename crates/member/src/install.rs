@@ -73,6 +73,8 @@ struct Install<F: Fs> {
     /// Of the file to be replaced, while the lease is held.
     guard: Option<(F::File, FileStamp)>,
     exchanged: bool,
+    /// What came out was not what the database said, and could not be put back.
+    unseen: bool,
     outcome: Outcome,
 }
 
@@ -113,6 +115,8 @@ struct Batch<F: Fs> {
 
 /// Rows of Todo looked at in one step.
 const ROWS: usize = 4096;
+/// Moves remembered for hints that come late; beyond it the whole tree is compared.
+const MOVED_AWAY_MAX: usize = 100_000;
 /// How long a lease is kept after an exchange: an `open` past its path lookup shows up in that time (design, section 8).
 const GUARD: Duration = Duration::from_millis(1);
 
@@ -373,11 +377,10 @@ where
         }
     }
 
-    fn local_change(&mut self, parent: NodeId, name: &[u8]) {
-        if parent != STAGING_NODE {
-            self.changed.insert((parent, name.to_vec()));
-            self.observe_at = Some(self.now);
-        }
+    /// Something in the tree is not as the database has it: it is compared soon.
+    pub(crate) fn local_change(&mut self, parent: NodeId, name: &[u8]) {
+        self.changed.insert((parent, name.to_vec()));
+        self.observe_at = Some(self.now);
     }
 
     fn failed(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<Waiting> {
@@ -428,15 +431,13 @@ where
             Ok(dir) => dir,
             Err(why) => return Ok(Err(why)),
         };
-        let name = format!("p-{}", node.id.0).into_bytes();
+        let name = parked_name(&node);
+        let known = self.as_known(&dir, &node);
         if let Err(error) = self.fs.rename_new(&dir, &node.name, &self.private.staging, &name) {
             return Ok(Err(self.failed(node.parent, &node.name, &error)?));
         }
         batch.dirs.extend([node.parent, STAGING_NODE]);
-        batch.moved.insert(node.id);
-        let mut parked = node.clone();
-        (parked.parent, parked.name) = (STAGING_NODE, name);
-        nodes::put(self.records.kv_mut(), Some(&node), &parked)?;
+        self.note_move(batch, &node, (STAGING_NODE, &name), known)?;
         if let Some(uid) = node.uid {
             self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
             self.due.insert(nodes::uid_key(uid).to_vec());
@@ -481,14 +482,11 @@ where
             Err(why) => return Ok(Err(why)),
         };
         let times = [self.fs.stat_dir(&from).ok(), self.fs.stat_dir(&to).ok()];
-        // A local change that was not looked at yet must show by the stamp afterwards, too.
-        let as_known = |fs: &F, dir: &F::Dir, node: &Node| {
-            fs.stat(dir, &node.name).is_ok_and(|s| s.is_some_and(|s| s.object == node.object && s.stamp == node.stamp))
-        };
-        let known = as_known(&self.fs, &from, &node);
-        let other_known = occupant.as_ref().is_some_and(|n| as_known(&self.fs, &to, n));
+        let known = self.as_known(&from, &node);
+        let other_known = occupant.as_ref().is_some_and(|n| self.as_known(&to, n));
         let renamed = match &occupant {
             None => self.fs.rename_new(&from, &node.name, &to, name),
+            // So that the name is never without a file. What had it is in the other's place for a moment.
             Some(_) => self.fs.exchange(&from, &node.name, &to, name),
         };
         if let Err(error) = renamed {
@@ -499,37 +497,88 @@ where
             }
             return Ok(Err(self.failed(parent.id, name, &error)?));
         }
+        let mut aside = None;
+        if let Some(other) = &occupant {
+            let swapped = other.uid.map(|other| self.shown_place(other)).transpose()?.flatten();
+            if swapped != Some((node.parent, node.name.clone())) {
+                let parked = parked_name(other);
+                match self.fs.rename_new(&from, &node.name, &self.private.staging, &parked) {
+                    Ok(()) => aside = Some(parked),
+                    // It stays where the other one was, and goes on from there.
+                    Err(error) => drop(self.failed(node.parent, &node.name, &error)?),
+                }
+            }
+        }
         self.put_back_times(node.parent, parent.id, times)?;
         batch.dirs.extend([node.parent, parent.id]);
-        batch.moved.insert(node.id);
-        batch.moved.extend(occupant.as_ref().map(|n| n.id));
-        let mut moved = node.clone();
-        (moved.parent, moved.name) = (parent.id, name.to_vec());
-        // The rename may have moved the ctime, and nothing else.
-        if let Some(stat) = self.fs.stat(&to, name).ok().flatten().filter(|_| known)
-            && (stat.stamp.size, stat.stamp.mtime) == (node.stamp.size, node.stamp.mtime)
-            && stat.object == node.object
-        {
-            moved.stamp = stat.stamp;
+        if aside.is_some() {
+            batch.dirs.insert(STAGING_NODE);
         }
+        let moved = self.note_move(batch, &node, (parent.id, name), known)?;
         if let Some(other) = occupant {
-            let mut swapped = other.clone();
-            (swapped.parent, swapped.name) = (node.parent, node.name.clone());
-            if let Some(stat) = self.fs.stat(&from, &node.name).ok().flatten().filter(|_| other_known)
-                && (stat.stamp.size, stat.stamp.mtime) == (other.stamp.size, other.stamp.mtime)
-            {
-                swapped.stamp = stat.stamp;
-            }
-            nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
-            nodes::put(self.records.kv_mut(), Some(&other), &swapped)?;
+            let place = aside.map_or((node.parent, node.name.clone()), |parked| (STAGING_NODE, parked));
+            self.note_move(batch, &other, (place.0, &place.1), other_known)?;
             if let Some(other) = other.uid {
                 self.records.kv_mut().put(Table::Todo, &nodes::uid_key(other), &[])?;
                 self.due.insert(nodes::uid_key(other).to_vec());
+                batch.visited.remove(&other);
             }
-        } else {
-            nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
         }
         Ok(Ok(moved))
+    }
+
+    /// Where the view shows something, as a node and a name.
+    fn shown_place(&self, uid: Uid) -> Result<Option<(NodeId, Vec<u8>)>> {
+        let Some(shown) = self.records.shown(uid)? else { return Ok(None) };
+        let parent = nodes::of(self.records.kv(), shown.parent)?;
+        Ok(parent.map(|parent| (parent.id, shown.name.bytes().to_vec())))
+    }
+
+    /// Is an entry just as the database has it?
+    fn as_known(&self, dir: &F::Dir, node: &Node) -> bool {
+        self.fs.stat(dir, &node.name).is_ok_and(|s| s.is_some_and(|s| s.object == node.object && s.stamp == node.stamp))
+    }
+
+    /// The database follows a rename of ours. A local change that was not looked at before is looked at at the new place:
+    /// its stamp stays the old one, and its hint names the old place.
+    fn note_move(&mut self, batch: &mut Batch<F>, node: &Node, to: (NodeId, &[u8]), known: bool) -> Result<Node> {
+        let mut moved = node.clone();
+        (moved.parent, moved.name) = (to.0, to.1.to_vec());
+        tracing::debug!(
+            member = self.config.member, uid = ?node.uid, from = %node.name.escape_ascii(), parent = to.0.0,
+            to = %to.1.escape_ascii(), known, "moved"
+        );
+        let stat = match self.dir(to.0)? {
+            Some(dir) => self.fs.stat(&dir, to.1).ok().flatten(),
+            None => None,
+        };
+        let same = stat.filter(|s| {
+            known && s.object == node.object && (s.stamp.size, s.stamp.mtime) == (node.stamp.size, node.stamp.mtime)
+        });
+        match same {
+            // The rename may have moved the ctime, and nothing else.
+            Some(stat) => moved.stamp = stat.stamp,
+            None if !node.is_dir() => self.local_change(to.0, to.1),
+            None => {}
+        }
+        let old = (node.parent, node.name.clone());
+        if self.closed.remove(&old) {
+            self.closed.insert((to.0, to.1.to_vec()));
+            self.local_change(to.0, to.1);
+        }
+        self.note_moved_away(old, node.id);
+        batch.moved.insert(node.id);
+        nodes::put(self.records.kv_mut(), Some(node), &moved)?;
+        Ok(moved)
+    }
+
+    /// Hints that come late name the place from which something was moved.
+    fn note_moved_away(&mut self, place: (NodeId, Vec<u8>), id: NodeId) {
+        if self.moved_away.len() >= MOVED_AWAY_MAX {
+            self.moved_away.clear();
+            self.scan_everything();
+        }
+        self.moved_away.insert(place, (id, self.now));
     }
 
     /// An install puts back the directory's mtime that it found (design, section 5).
@@ -627,6 +676,7 @@ where
         };
         match self.fs.remove_dir(&dir, &node.name) {
             Ok(()) => {
+                tracing::debug!(member = self.config.member, name = %node.name.escape_ascii(), "directory removed");
                 nodes::remove(self.records.kv_mut(), node)?;
                 batch.dirs.insert(node.parent);
                 batch.moved.insert(node.id);
@@ -653,9 +703,11 @@ where
         if let Some(other) = &occupant {
             let part = match other.uid {
                 Some(other) => self.records.shown_as(other)? == Some(record.uid),
-                None => false,
+                // One that is being emptied into another: it serves as well, and what is in it goes where it belongs.
+                None => other.is_dir(),
             };
             if part {
+                self.records.kv_mut().delete(Table::Todo, &tables::dissolving_key(other.id))?;
                 let mut shown = other.clone();
                 shown.uid = Some(record.uid);
                 shown.attributes_version = Version::default();
@@ -909,6 +961,7 @@ where
             preserved: number,
             guard: None,
             exchanged: false,
+            unseen: false,
             outcome: Outcome::Under,
         });
         Ok(Looked::Planned)
@@ -1111,7 +1164,10 @@ where
             uid: node.uid,
             version: node.content.as_ref().and_then(|c| c.bytes),
             replaced_by,
-            path: self.node_path(node.parent, &node.name)?,
+            path: match node.uid.filter(|_| node.parent == STAGING_NODE) {
+                Some(uid) => self.record_path(uid)?.into_bytes(),
+                None => self.node_path(node.parent, &node.name)?,
+            },
             size: node.stamp.size,
             hash: match value {
                 Some(Content::File { hash, .. }) => Some(*hash),
@@ -1282,24 +1338,26 @@ where
             let expected = out.as_ref().is_ok_and(|s| s.as_ref().is_some_and(|s| s.object == old.object));
             if !(self.untouched(install.guard.as_ref()) && (expected || broken(Step::LookAtWhatCameOut))) {
                 self.counters.taken_back += 1;
-                self.fs
-                    .exchange(&staging, &install.private, &install.dir, &install.name)
-                    .or_else(|error| {
-                        // The name is gone: somebody moved or removed what we put there. What came out goes back as it was.
-                        if error.kind() == io::ErrorKind::NotFound {
-                            self.fs.rename_new(&staging, &install.private, &install.dir, &install.name)
-                        } else {
-                            Err(error)
-                        }
-                    })
-                    .map_err(|source| crate::replica::Stop::Private {
-                        path: "a file on its way back".into(),
-                        source,
-                    })?;
                 install.guard = None;
                 self.local_change(install.parent, &install.name);
-                install.outcome = Outcome::Wait(Waiting::InUse);
-                return Ok(());
+                let back = match self.fs.exchange(&staging, &install.private, &install.dir, &install.name) {
+                    // The name is gone: somebody moved or removed what we put there. What came out goes back as it was.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        self.fs.rename_new(&staging, &install.private, &install.dir, &install.name)
+                    }
+                    other => other,
+                };
+                match back {
+                    Ok(()) => {
+                        install.outcome = Outcome::Wait(Waiting::InUse);
+                        return Ok(());
+                    }
+                    // It stays preserved, as something that nobody has seen.
+                    Err(error) => {
+                        install.unseen = true;
+                        self.failed(install.parent, &install.name, &error)?;
+                    }
+                }
             }
             let to = self.private.conflict.clone();
             let name = format!("{:016x}", install.preserved).into_bytes();
@@ -1326,10 +1384,16 @@ where
             self.counters.taken_back += 1;
             match self.fs.rename_new(&from, &name, &removal.dir, &removal.node.name) {
                 Ok(()) => removal.outcome = Outcome::Wait(Waiting::InUse),
-                // Something new has the name already: what came out stays preserved, and nothing of it is lost.
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => removal.outcome = Outcome::Done,
-                Err(source) => {
-                    return Err(crate::replica::Stop::Private { path: "a file on its way back".into(), source });
+                // Something new has the name already, or it cannot be put back: what came out stays preserved, and
+                // nobody has seen it.
+                Err(error) => {
+                    if error.kind() != io::ErrorKind::AlreadyExists {
+                        self.failed(removal.node.parent, &removal.node.name, &error)?;
+                    }
+                    if removal.reason != Reason::PreExisting {
+                        removal.reason = Reason::LostEdit;
+                    }
+                    removal.outcome = Outcome::Done;
                 }
             }
             self.local_change(removal.node.parent, &removal.node.name);
@@ -1390,7 +1454,10 @@ where
             return Ok(());
         }
         if let Some(old) = &install.replaces {
-            let reason = self.replaced_reason(uid, &install.facet, old)?;
+            let reason = match install.unseen {
+                true => Reason::LostEdit,
+                false => self.replaced_reason(uid, &install.facet, old)?,
+            };
             self.kept(install.preserved, reason, old, Some(install.facet.written.version))?;
             if old.uid != Some(uid) {
                 nodes::remove(self.records.kv_mut(), old)?;
@@ -1434,6 +1501,7 @@ where
             attributes_version: install.attributes_version,
             attributes: install.attributes.clone(),
         };
+        tracing::debug!(member = self.config.member, name = %node.name.escape_ascii(), ?uid, "installed");
         nodes::put(self.records.kv_mut(), before.as_ref(), &node)?;
         self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
         self.fetching.forget(uid);
@@ -1461,6 +1529,7 @@ where
             return Ok(());
         }
         let by = self.records.record(uid)?.map(|r| r.placement.written.version);
+        tracing::debug!(member = self.config.member, name = %removal.node.name.escape_ascii(), ?uid, "taken out");
         self.kept(removal.number, removal.reason, &removal.node, by)?;
         nodes::remove(self.records.kv_mut(), &removal.node)?;
         self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
@@ -1498,6 +1567,11 @@ where
             }
         }
     }
+}
+
+/// The name of something that is put aside in staging.
+fn parked_name(node: &Node) -> Vec<u8> {
+    format!("p-{}", node.id.0).into_bytes()
 }
 
 /// Writes bytes at or behind the end of a file; blocks of zeros become holes: sparseness is carried (design, section 5).

@@ -12,6 +12,7 @@
 
 mod adopt;
 mod config;
+mod describe;
 mod events;
 mod fetch;
 pub mod host;

@@ -43,6 +43,8 @@ struct Found<D> {
     uid: Option<Uid>,
     /// It was given this UID because the view shows just such a thing here: our own work, attributes not yet applied.
     leftover: bool,
+    /// Our own exchange put it there, on its way to where the view shows it.
+    swapped: bool,
     node: Option<NodeId>,
 }
 
@@ -137,7 +139,8 @@ where
         }
         if self.scanning && self.scan.is_empty() && self.changed.is_empty() {
             self.scanning = false;
-            for id in std::mem::take(&mut self.missing) {
+            self.looked_for = std::mem::take(&mut self.missing);
+            for id in self.looked_for.clone() {
                 if let Some(node) = nodes::get(self.records.kv(), id)? {
                     self.look(&mut batch, &mut seen, node.parent, node.name)?;
                 }
@@ -145,6 +148,7 @@ where
         }
         self.enter_found(&mut batch, &mut seen)?;
         self.match_objects(&mut batch, &mut seen)?;
+        self.looked_for.clear();
         self.read_batch(&mut batch)?;
         if self.suspect {
             self.doubt(&mut batch)?;
@@ -160,6 +164,7 @@ where
         }
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
         self.recent.retain(|_, (_, at)| at.0 >= keep);
+        self.moved_away.retain(|_, (_, at)| at.0 >= keep);
         Ok(())
     }
 
@@ -207,7 +212,7 @@ where
     fn again_later(&mut self, parent: NodeId, name: &[u8]) {
         // Where the decision was made is what one wants to know of an entry that never comes to rest.
         let decided = std::panic::Location::caller().line();
-        tracing::debug!(name = %name.escape_ascii(), decided, "looked at again later");
+        tracing::debug!(member = self.config.member, name = %name.escape_ascii(), decided, "looked at again later");
         self.later.insert((parent, name.to_vec()), Hlc(self.now.0 + self.config.limits.retry));
     }
 
@@ -307,6 +312,12 @@ where
     /// One entry, as it is and as the database has it.
     fn compare(&mut self, batch: &mut Batch<F::Dir>, parent: NodeId, name: Vec<u8>, stat: Option<Stat>) -> Result<()> {
         let node = nodes::at(self.records.kv(), parent, &name)?;
+        // In staging only what was put aside there is looked at: somebody may still have it open. Nothing new is there.
+        let stat = match &node {
+            _ if parent != nodes::STAGING_NODE => stat,
+            None => return Ok(()),
+            Some(node) => stat.filter(|s| s.object == node.object && s.kind == node.kind),
+        };
         let Some(stat) = stat else {
             if node.is_none() {
                 self.closed.remove(&(parent, name));
@@ -370,6 +381,7 @@ where
             dropped: false,
             uid: None,
             leftover: false,
+            swapped: false,
             node: None,
         });
         Ok(())
@@ -470,6 +482,7 @@ where
             dropped: false,
             uid: None,
             leftover: false,
+            swapped: false,
             node: None,
         });
     }
@@ -556,7 +569,7 @@ where
             return Ok(());
         };
         for node in nodes::by_object(self.records.kv(), &object)? {
-            if node.kind != kind || node.parent == nodes::STAGING_NODE {
+            if node.kind != kind {
                 continue;
             }
             let taken = batch.found.iter().any(|f| f.moved.as_ref().is_some_and(|m| m.id == node.id));
@@ -622,7 +635,13 @@ where
             Ok(Some((directory, name))) => {
                 if let Some(parent) = self.dir_node(&directory)? {
                     let here = (parent, name);
-                    if parent == nodes::STAGING_NODE || is_reserved(&here.1) {
+                    if is_reserved(&here.1) {
+                        return Ok(());
+                    }
+                    if parent == nodes::STAGING_NODE {
+                        // On its way through our hands.
+                        batch.gone.remove(&node.id);
+                        self.again_later(node.parent, &node.name);
                         return Ok(());
                     }
                     let owner = nodes::at(self.records.kv(), here.0, &here.1)?;
@@ -655,9 +674,15 @@ where
                 }
             }
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                if self.scanning {
+                // Where things can be opened by handle this one was, and is somewhere: beneath the root perhaps. Only a
+                // look at the whole tree tells. Where nothing can be opened by handle the hints are all there is.
+                let exists = self.fs.abilities().handles && !self.looked_for.contains(&node.id);
+                if self.scanning || exists {
                     batch.gone.remove(&node.id);
                     self.missing.insert(node.id);
+                    if !self.scanning {
+                        self.scan_everything();
+                    }
                 }
             }
             Err(error) => {
@@ -902,6 +927,9 @@ where
             let own = found.moved.as_ref().and_then(|n| n.uid);
             let uid = if found.stat.kind == Kind::Directory {
                 None
+            } else if own.is_some_and(|own| self.is_shown_at(&batch, found, own)) {
+                // The view has it just here: our own move, of which a crash left no note, or a user's of the same kind.
+                own
             } else if let Some(uid) = found.occupant.as_ref().filter(|n| !n.is_dir()).and_then(|n| n.uid) {
                 Some(uid)
             } else {
@@ -936,6 +964,12 @@ where
             }
         }
         self.match_view(&mut batch)?;
+        for at in 0..batch.found.len() {
+            let swapped = batch.found.get(at).is_some_and(|f| !f.dropped && self.is_swapped(&batch, f));
+            if let Some(found) = batch.found.get_mut(at) {
+                found.swapped = swapped;
+            }
+        }
         // One set: both sides of a swap, the whole of a moved tree, become visible together.
         self.records.begin_changes(self.now)?;
         for at in 0..batch.found.len() {
@@ -993,6 +1027,29 @@ where
             }
         }
         Ok(())
+    }
+
+    /// Does the view show this UID at the place of what was found?
+    fn is_shown_at(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>, uid: Uid) -> bool {
+        let parent = match found.parent {
+            Parent::Node(id) => self.node_uid(id).ok().flatten(),
+            Parent::Found(p) => batch.found.get(p).and_then(|p| p.uid),
+        };
+        let shown = self.records.shown(uid).ok().flatten();
+        shown.is_some_and(|s| Some(s.parent) == parent && s.name == found.name)
+    }
+
+    /// Was it put there by our own exchange with what the view shows where it was?
+    fn is_swapped(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> bool {
+        let (Some(moved), Some(occupant)) = (&found.moved, &found.occupant) else { return false };
+        moved.uid.is_some()
+            && moved.uid == found.uid
+            && batch.found.iter().any(|other| {
+                other.moved.as_ref().is_some_and(|n| n.id == occupant.id)
+                    && other.parent == Parent::Node(moved.parent)
+                    && other.name.bytes() == moved.name
+                    && other.uid.is_some_and(|uid| self.is_shown_at(batch, other, uid))
+            })
     }
 
     /// The UID of a file that had this name a short while ago.
@@ -1054,10 +1111,14 @@ where
         let unchanged = base.as_ref().and_then(|n| n.content.clone()).filter(|c| Some(&c.value) == value.as_ref());
         let mtime = stat.stamp.mtime;
         let uid = found.uid;
+        let swapped = found.swapped;
         let uid = match uid {
             Some(uid) => {
                 let in_place = self.records.shown(uid)?.is_some_and(|s| s.parent == parent && s.name == name);
-                if !in_place {
+                if swapped {
+                    self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                    self.due_now(uid);
+                } else if !in_place {
                     match self.records.place(self.now, uid, parent, name.clone()) {
                         // A partner's change makes it part of where it was moved to: the view decides.
                         Err(ChangeError::IntoItself(_)) => {
@@ -1090,6 +1151,7 @@ where
                 self.records.add(self.now, NewThing { parent, name: name.clone(), directory, content, attributes })?
             }
         };
+        tracing::debug!(member = self.config.member, name = ?name, ?uid, ?parent, leftover, swapped, "found");
         let old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
         let id = match &old {
             Some(node) => node.id,
@@ -1257,6 +1319,7 @@ where
         let Some(uid) = old.uid.filter(|_| !modified.dropped && old.object == modified.stat.object) else {
             return Ok(());
         };
+        tracing::debug!(member = self.config.member, name = %old.name.escape_ascii(), ?uid, "modified");
         let value = modified.content.as_ref().map(|(c, _)| c.clone());
         let known = self.recorded(Some(uid), modified.stat.kind)?.is_some();
         if let Some(value) = value.as_ref().filter(|_| known) {
@@ -1335,6 +1398,7 @@ where
         for (_, node) in gone {
             nodes::remove(self.records.kv_mut(), &node)?;
             let Some(uid) = node.uid.filter(|uid| !claimed.contains(uid)) else { continue };
+            tracing::debug!(member = self.config.member, name = %node.name.escape_ascii(), ?uid, "gone");
             let seen = node.content.as_ref().map(|c| c.history.clone());
             if let Some(parent) = self.node_uid(node.parent)?
                 && !node.is_dir()

@@ -201,11 +201,15 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) scanning: bool,
     /// Nodes missed by a scan, to be looked for again at its end.
     pub(crate) missing: BTreeSet<NodeId>,
+    /// Of these, those that the scan which has just ended did not find.
+    pub(crate) looked_for: BTreeSet<NodeId>,
     /// Entries to look at again, and when; an empty name: the whole of that directory.
     pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
     pub(crate) observe_at: Option<Hlc>,
     /// Names vacated a short while ago: (parent, name) -> UID and when.
     pub(crate) recent: BTreeMap<(Uid, Vec<u8>), (Uid, Hlc)>,
+    /// Places from which we moved something a short while ago: the node and when.
+    pub(crate) moved_away: BTreeMap<(NodeId, Vec<u8>), (NodeId, Hlc)>,
     /// Where the walk through Todo stands, and whether it came to the end.
     pub(crate) work_from: Vec<u8>,
     pub(crate) walk_done: bool,
@@ -659,6 +663,17 @@ where
                         && !(node == ROOT_NODE && anabranch_model::is_reserved(&name))
                     {
                         let key = (node, name);
+                        if let Some((moved, _)) = self.moved_away.get(&key)
+                            && let Some(moved) = nodes::get(self.records.kv(), *moved)?
+                        {
+                            // It may be about what was there before we moved it.
+                            if closed_after_write {
+                                self.closed.insert((moved.parent, moved.name.clone()));
+                            }
+                            if moved.parent != nodes::STAGING_NODE {
+                                self.changed.insert((moved.parent, moved.name));
+                            }
+                        }
                         self.later.remove(&key);
                         if closed_after_write {
                             self.closed.insert(key.clone());

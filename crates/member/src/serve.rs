@@ -94,10 +94,14 @@ where
                 continue;
             }
             let Some(dir) = self.dir(node.parent)? else { continue };
-            let Ok(file) = self.fs.open_file(&dir, &node.name) else { continue };
-            if self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp) {
+            let file = self.fs.open_file(&dir, &node.name);
+            if let Ok(file) = file
+                && self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp)
+            {
                 return Ok(Some(Source { want: want.clone(), file, stamp: node.stamp }));
             }
+            // It is not as the database has it, and perhaps no hint said so: another name of the same file is gone, say.
+            self.local_change(node.parent, &node.name);
         }
         for item in tables::preserved_by_hash(self.records.kv(), &want.hash)? {
             let dir = self.preserved_dir(item.reason);

@@ -92,10 +92,12 @@ where
             scan: Vec::new(),
             scanning: false,
             missing: BTreeSet::new(),
+            looked_for: BTreeSet::new(),
             later: BTreeMap::new(),
             observe_at: None,
             closed: BTreeSet::new(),
             recent: BTreeMap::new(),
+            moved_away: BTreeMap::new(),
             work_from: Vec::new(),
             walk_done: false,
             due: BTreeSet::new(),
@@ -248,7 +250,7 @@ where
             if known.iter().any(|n| n.parent == STAGING_NODE && n.name == entry.name) {
                 continue;
             }
-            match known.into_iter().find(|n| n.kind == stat.kind && n.uid.is_some()) {
+            match known.into_iter().find(|n| n.kind == stat.kind) {
                 Some(node) => {
                     let mut parked = node.clone();
                     (parked.parent, parked.name) = (STAGING_NODE, entry.name);
