@@ -267,7 +267,9 @@ where
 
     /// What the view wants of one UID, against what is on disk.
     fn look_at(&mut self, batch: &mut Batch<F>, uid: Uid, depth: usize) -> Result<Looked> {
-        if let Some(before) = batch.visited.get(&uid) {
+        // What waited for the order while another was looked at may put things aside when its own turn comes.
+        let again = |before: &Option<Looked>| depth == 0 && *before == Some(Looked::Wait(Waiting::Order));
+        if let Some(before) = batch.visited.get(&uid).filter(|before| !again(before)) {
             return Ok(before.unwrap_or(Looked::Wait(Waiting::Order)));
         }
         if depth > 64 {
@@ -701,13 +703,15 @@ where
     ) -> Result<Looked> {
         let occupant = nodes::at(self.records.kv(), parent.id, name)?;
         if let Some(other) = &occupant {
-            let part = match other.uid {
-                Some(other) => self.records.shown_as(other)? == Some(record.uid),
-                // One that is being emptied into another: it serves as well, and what is in it goes where it belongs.
-                None => other.is_dir(),
+            // One that is part of this one, is deleted, or is being emptied into another, serves as well: what is in it
+            // goes where it belongs, and what belongs here may lie in it already.
+            let free = match other.uid {
+                Some(uid) => self.records.shown(uid)?.is_none(),
+                None => true,
             };
-            if part {
+            if other.is_dir() && free {
                 self.records.kv_mut().delete(Table::Todo, &tables::dissolving_key(other.id))?;
+                self.children_due(other.id)?;
                 let mut shown = other.clone();
                 shown.uid = Some(record.uid);
                 shown.attributes_version = Version::default();

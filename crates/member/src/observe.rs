@@ -63,6 +63,8 @@ struct Batch<D> {
     modified: Vec<Modified>,
     /// Nodes whose name no longer leads to them.
     gone: BTreeMap<NodeId, Node>,
+    /// It is part of a comparison of everything.
+    scanning: bool,
 }
 
 impl<D> Batch<D> {
@@ -125,7 +127,8 @@ where
             }
             self.hold_until = None;
         }
-        let mut batch = Batch { found: Vec::new(), modified: Vec::new(), gone: BTreeMap::new() };
+        let mut batch =
+            Batch { found: Vec::new(), modified: Vec::new(), gone: BTreeMap::new(), scanning: self.scanning };
         let mut seen = BTreeSet::new();
         let limit = self.config.limits.batch_entries;
         while seen.len() < limit {
@@ -268,6 +271,7 @@ where
             }
             Err(error) => return self.cannot_read(id, b"", &error),
         };
+        tracing::debug!(member = self.config.member, node = id.0, "compared whole");
         let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir)]);
         for (_, entries) in listed {
             let entries = match entries {
@@ -1180,9 +1184,11 @@ where
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
             found.node = Some(id);
-            if directory && !known_before && found.dir.is_some() {
-                // Entered already, unless the batch was full; a second look costs little and closes the gap.
+            if directory && found.dir.is_some() && (batch.scanning || !known_before) {
+                // A new one was entered already, unless the batch was full; a second look costs little and closes the gap.
+                // One that was moved has not been looked into by a scan that passed its old place.
                 self.scan.insert(0, id);
+                self.scanning |= batch.scanning;
             }
         }
         batch.gone.remove(&id);
