@@ -291,7 +291,7 @@ where
             }
             names.extend(entries.into_iter().map(|(entry, stat)| (entry.name, Some(stat))));
             for (name, stat) in names {
-                if !seen.insert((id, name.clone())) || (id == ROOT_NODE && is_reserved(&name)) {
+                if id == ROOT_NODE && is_reserved(&name) {
                     continue;
                 }
                 if self.scanning
@@ -299,6 +299,9 @@ where
                     && node.is_dir()
                 {
                     self.scan.push(node.id);
+                }
+                if !seen.insert((id, name.clone())) {
+                    continue;
                 }
                 self.compare(batch, id, name, stat)?;
             }
