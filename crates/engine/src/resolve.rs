@@ -7,7 +7,7 @@
 
 use anabranch_model::{Hlc, Knowledge, Record, ReplicaId, Time, Uid, Written};
 
-use crate::changes::delete;
+use crate::changes::{ChangeError, delete};
 use crate::kv::{Kv, KvError, Table};
 use crate::records::{Old, Policy, Records};
 use crate::rules::{Rule, broken};
@@ -138,6 +138,20 @@ impl<K: Kv> Records<K> {
         new.placement.written = self.resolved(now, &old);
         self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
         Ok(true)
+    }
+
+    /// Deletes something whose content nobody has any more. It counts as a resolution: whatever a user does at the same
+    /// time beats it, and who holds the content after all preserves it (design, section 4).
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn give_up(&mut self, now: Hlc, uid: Uid) -> Result<(), ChangeError> {
+        let Some((number, old)) = self.row(uid)?.filter(|_| !self.settings.read_only) else { return Ok(()) };
+        let mut new = old.clone();
+        delete(&mut new);
+        new.placement.written = self.resolved(now, &old);
+        self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
+        Ok(self.settle()?)
     }
 
     /// Who wrote the placement that won: of a cycle the latest one.

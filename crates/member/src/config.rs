@@ -22,6 +22,8 @@ pub struct Limits {
     pub settle: u64,
     /// How long until something in use, refused or failed is tried again.
     pub retry: u64,
+    /// How long nobody may have had a content before its author gives it up (10 min).
+    pub lost: u64,
     /// How long a conflict that another should have resolved may stand.
     pub resolve: u64,
     /// A name vacated less than this ago is continued by what comes to it (15 s).
@@ -59,6 +61,7 @@ impl Default for Limits {
         Self {
             settle: 8_000,
             retry: 1_000_000,
+            lost: 600_000_000,
             resolve: 60_000_000,
             name_memory: 15_000_000,
             hold: 600_000_000,

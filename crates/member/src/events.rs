@@ -123,6 +123,8 @@ events! {
     ReservedName = 7006, Warning, "an entry has a name that is reserved for the program and is not replicated", "Give it another name.";
     /// The owner or other attributes could not be held.
     AttributesNotHeld = 7007, Information, "attributes cannot all be held here; what is missing is not taken from the others", "Run as root, or use a file system that has them.";
+    /// Nobody has a content that is recorded.
+    ContentLost = 7008, Warning, "a content that this member once wrote is nowhere any more (it was put back to an older state, or a user removed it)", "Put the file back from a backup if it is needed.";
 }
 
 /// Something that happened, with its particulars.

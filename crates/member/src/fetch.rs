@@ -88,6 +88,10 @@ impl<File> Fetching<File> {
         }
     }
 
+    pub(crate) fn is_wanted(&self, uid: Uid) -> bool {
+        self.wanted.contains_key(&uid)
+    }
+
     /// Is more content on its way?
     pub(crate) fn under_way(&self) -> bool {
         !self.requests.is_empty()
@@ -194,15 +198,25 @@ where
     pub(crate) fn fetch(&mut self) -> Result<()> {
         if self.fetching.retry_at.is_some_and(|at| at <= self.now) {
             self.fetching.retry_at = None;
+            self.forget_found();
             let mut hopeless = Vec::new();
+            let mut nobody = Vec::new();
+            let partners: Vec<LinkId> =
+                self.links.iter().filter(|(_, l)| l.partner == Partner::Upstream).map(|(id, _)| *id).collect();
             for (uid, wanted) in &mut self.fetching.wanted {
                 if wanted.asked.is_none() {
+                    if partners.iter().all(|id| wanted.refused.contains(id)) {
+                        nobody.push((*uid, wanted.version));
+                    }
                     if !wanted.refused.is_empty() && wanted.received == 0 && hopeless.len() < AGAIN {
                         hopeless.push(*uid);
                     }
                     wanted.refused.clear();
                     self.fetching.idle.insert(*uid);
                 }
+            }
+            for (uid, version) in nobody {
+                self.nobody_has(uid, version)?;
             }
             // Nobody had it: it may have come to lie here meanwhile, preserved or under another name.
             for uid in hopeless {

@@ -18,6 +18,7 @@ mod fetch;
 pub mod host;
 mod install;
 mod link;
+mod lost;
 mod nodes;
 mod observe;
 mod replica;

@@ -34,6 +34,7 @@ where
             told: Knowledge::default(),
             told_serials: BTreeMap::new(),
             refused: BTreeSet::new(),
+            served: BTreeMap::new(),
             ahead: false,
             skew: 0,
             passed: false,
@@ -438,6 +439,7 @@ where
             tables::put_closed(self.records.kv_mut(), &closed)?;
             self.records.lower_known(old, sequence)?;
         }
+        self.note_former(old)?;
         self.records.set_replica(fresh);
         self.records.jump(self.now);
         let to = anabranch_engine::kv::after_prefix(Meta::MARKS);

@@ -13,7 +13,7 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{ChangeError, Records, ResolveScope};
-use anabranch_model::{ChangeNumber, FolderId, Hlc, Knowledge, ReplicaId, Uid, Version};
+use anabranch_model::{ChangeNumber, FolderId, Hash, Hlc, Knowledge, ReplicaId, Uid, Version};
 use anabranch_net::message::{Acknowledgement, Envelope, Mark, Message};
 use anabranch_volume::fs::{Fs, Object};
 use anabranch_volume::watch::Hint;
@@ -140,6 +140,8 @@ pub(crate) struct Link {
     pub(crate) told_serials: BTreeMap<String, u64>,
     /// Downstream: content that it asked for and we did not hold.
     pub(crate) refused: BTreeSet<Uid>,
+    /// Downstream: content that it was sent to the end.
+    pub(crate) served: BTreeMap<Uid, Hash>,
     /// Upstream: its pass waits because of a clock ahead.
     pub(crate) ahead: bool,
     /// Its clock minus ours, microseconds, when the link was opened.
@@ -224,6 +226,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) fetching: Fetching<F::File>,
     /// Directories of a joining replica that are still to be compared.
     pub(crate) adopting: Option<Vec<NodeId>>,
+    /// Content that no partner has: its version and since when.
+    pub(crate) nobody: BTreeMap<Uid, (Version, Hlc)>,
     pub(crate) resolve_at: Option<Hlc>,
     pub(crate) counters: Counters,
     pub(crate) reported: BTreeSet<(EventKind, String)>,

@@ -34,7 +34,23 @@ where
         let (mut first, mut bytes) = (0, 0);
         let mut open: Option<Source<F::File>> = None;
         for (at, want) in wants.iter().enumerate() {
-            let piece = self.piece(want, &mut open)?;
+            let again =
+                want.offset == 0 && self.links.get(&id).is_some_and(|l| l.served.get(&want.uid) == Some(&want.hash));
+            let piece = if again {
+                self.doubt_content(want.uid)?;
+                Piece::Busy
+            } else {
+                self.piece(want, &mut open)?
+            };
+            if let Some(link) = self.links.get_mut(&id) {
+                let end = want.offset + u64::from(want.length);
+                let whole = open.as_ref().is_some_and(|s| end >= s.stamp.size);
+                if again || link.served.len() >= REFUSED_MAX {
+                    link.served.remove(&want.uid);
+                } else if whole && matches!(piece, Piece::Data(_)) {
+                    link.served.insert(want.uid, want.hash);
+                }
+            }
             if piece == Piece::NotHeld
                 && let Some(link) = self.links.get_mut(&id).filter(|l| l.refused.len() < REFUSED_MAX)
             {

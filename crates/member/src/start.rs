@@ -107,6 +107,7 @@ where
             ready: BTreeMap::new(),
             fetching: Fetching::default(),
             adopting: None,
+            nobody: BTreeMap::new(),
             resolve_at: None,
             counters: Counters::default(),
             reported: BTreeSet::new(),

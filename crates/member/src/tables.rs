@@ -38,6 +38,8 @@ impl Meta {
     pub(crate) const PLACE: &'static [u8] = b"member.place";
     /// The root's token, 16 bytes.
     pub(crate) const TOKEN: &'static [u8] = b"member.token";
+    /// Replica ids that this member had before, 16 bytes each.
+    pub(crate) const FORMER: &'static [u8] = b"member.former";
     /// Closed replica ids: versions of 24 bytes.
     pub(crate) const CLOSED: &'static [u8] = b"member.closed";
     /// Own marks: prefix, then highest, 8 bytes big-endian.

@@ -1,0 +1,117 @@
+//! Content that nobody has any more, though the view shows it.
+//!
+//! Its author was put back to an older image before anybody had fetched it, or its user removed it while somebody else
+//! renamed the file. The author's member alone can know: it wrote the bytes and has them no longer. Where every partner
+//! has gone without them for a while it says so, with what it has instead, or with a delete that counts as a resolution:
+//! so whatever a user does meanwhile beats it, and whoever comes back with the bytes preserves them as *unseen*.
+
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_model::{Content, ReplicaId, Uid, Version};
+use anabranch_volume::fs::Fs;
+
+use crate::events::EventKind;
+use crate::nodes::{self, Node, OnDisk};
+use crate::replica::{Phase, Replica, Result};
+use crate::tables::Meta;
+
+/// Contents watched at once; what is beyond waits for its turn.
+const WATCHED_MAX: usize = 10_000;
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// No partner that we are connected with has this content now.
+    pub(crate) fn nobody_has(&mut self, uid: Uid, version: Version) -> Result<()> {
+        if self.phase != Phase::Normal || !self.links.values().any(|l| l.passed) {
+            return Ok(());
+        }
+        let watched = self.nobody.len();
+        let since = match self.nobody.get(&uid).filter(|(of, _)| *of == version) {
+            Some((_, since)) => *since,
+            None if watched < WATCHED_MAX => {
+                self.nobody.insert(uid, (version, self.now));
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        if self.now.0 < since.0.saturating_add(self.config.limits.lost) {
+            return Ok(());
+        }
+        self.nobody.remove(&uid);
+        let bytes = self.records.record(uid)?.and_then(|r| r.content).map(|f| f.bytes.version.replica);
+        if bytes.is_some_and(|author| author == self.records.replica() || self.was_ours(author).unwrap_or(false)) {
+            self.give_up(uid)?;
+        }
+        Ok(())
+    }
+
+    fn give_up(&mut self, uid: Uid) -> Result<()> {
+        let path = self.record_path(uid)?;
+        let here = nodes::of(self.records.kv(), uid)?.and_then(|n| n.content.clone().map(|c| (n, c)));
+        let read = |c: &OnDisk| !matches!(c.value, Content::File { hash, .. } if hash == [0; 32]);
+        self.records.begin()?;
+        match here {
+            Some((node, disk)) if !read(&disk) => self.local_change(node.parent, &node.name),
+            Some((node, disk)) => {
+                self.report(EventKind::ContentLost, format!("{path}: an older content stands in for it"));
+                self.records.write_from(self.now, uid, disk.value.clone(), node.stamp.mtime, None, None)?;
+                let facet = self.records.record(uid)?.and_then(|r| r.content);
+                let content = facet.map(|f| OnDisk {
+                    value: disk.value,
+                    bytes: Some(f.bytes.version),
+                    version: f.written.version,
+                    history: f.written.history,
+                    provisional: true,
+                });
+                nodes::put(self.records.kv_mut(), Some(&node), &Node { content, ..node.clone() })?;
+                self.local_change(node.parent, &node.name);
+            }
+            None => {
+                self.report(EventKind::ContentLost, format!("{path}: it is deleted"));
+                self.records.give_up(self.now, uid)?;
+            }
+        }
+        self.note_touched()?;
+        self.commit()
+    }
+
+    /// Did this member write under that replica id once?
+    fn was_ours(&self, replica: ReplicaId) -> Result<bool> {
+        let former = self.records.kv().get(Table::Meta, Meta::FORMER)?.unwrap_or_default();
+        Ok(former.chunks_exact(16).any(|id| id == replica.0))
+    }
+
+    /// Remembers a replica id that this member gives up.
+    pub(crate) fn note_former(&mut self, replica: ReplicaId) -> Result<()> {
+        let mut former = self.records.kv().get(Table::Meta, Meta::FORMER)?.unwrap_or_default();
+        former.extend_from_slice(&replica.0);
+        self.records.kv_mut().put(Table::Meta, Meta::FORMER, &former)?;
+        Ok(())
+    }
+
+    /// Since when nobody has had a content, forgotten where it is no longer wanted.
+    pub(crate) fn forget_found(&mut self) {
+        let waiting = |uid: &Uid| self.fetching.is_wanted(*uid);
+        let found: Vec<Uid> = self.nobody.keys().filter(|uid| !waiting(uid)).copied().collect();
+        for uid in found {
+            self.nobody.remove(&uid);
+        }
+    }
+
+    /// What is asked for once more, whole, did not pass its test at the other end: the bytes are read anew, since a
+    /// store through a mapping may have changed them and left no trace.
+    pub(crate) fn doubt_content(&mut self, uid: Uid) -> Result<()> {
+        let Some(node) = nodes::of(self.records.kv(), uid)? else { return Ok(()) };
+        let mut doubted = node.clone();
+        if let Some(content) = doubted.content.as_mut() {
+            content.provisional = true;
+        }
+        self.records.begin()?;
+        nodes::put(self.records.kv_mut(), Some(&node), &doubted)?;
+        self.records.commit()?;
+        self.local_change(node.parent, &node.name);
+        Ok(())
+    }
+}
