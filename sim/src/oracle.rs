@@ -8,7 +8,7 @@
 //! | No invention | often, and after each crash | each content in a tree was finished by a user somewhere, made by a power cut of a user's file, or is being written there now |
 //! | Convergence | at rest | all trees are equal: names, kinds, bytes, attributes, times of files |
 //! | No loss | at rest | each content that a user finished and nobody ended is in the tree, or preserved with a manifest entry |
-//! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen |
+//! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11) |
 //! | No resurrection | at rest, no power cuts or old images since | what one user ended, and nobody else touched, is in no tree |
 //! | Once | at rest | a version names the same value wherever it is known |
 //! | Bounds | at rest | staging within its quota; no private file in the tree; the manifest names what is preserved |
@@ -51,6 +51,8 @@ struct Fate {
 #[derive(Default)]
 pub(crate) struct Oracle {
     fates: BTreeMap<Thing, Fate>,
+    /// Members that were put back to an image.
+    put_back: BTreeSet<String>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -148,12 +150,14 @@ impl Oracle {
     /// written when the image was taken will never be finished, and is there all the same.
     pub(crate) fn rolled_back(
         &mut self,
+        member: &str,
         now: u64,
         there: &BTreeSet<Thing>,
         gone: &[Thing],
         elsewhere: &dyn Fn(&Thing) -> bool,
     ) {
         self.disturbed = Some(now);
+        self.put_back.insert(member.to_owned());
         for content in there {
             self.fates.entry(content.clone()).or_default().made = true;
         }
@@ -195,9 +199,22 @@ impl Oracle {
         self.once(members, &mut out);
         members.iter().for_each(|m| bounds(m, staging_bytes, &mut out));
         if let Some(tree) = writer {
-            intent(members, tree, &mut out);
+            self.intent(members, tree, &mut out);
         }
         out
+    }
+
+    fn intent(&self, members: &[AtRest], writer: &Tree, out: &mut Vec<Violation>) {
+        for member in members {
+            if let Some(text) = difference("the writer", writer, &member.name, &member.tree) {
+                out.push(Violation { invariant: "Intent", text });
+            }
+            let returned = self.put_back.contains(&member.name);
+            for kept in member.kept.iter().filter(|k| k.unseen && !returned) {
+                let text = format!("{}: /{} was preserved: {}", member.name, kept.path.escape_ascii(), kept.reason);
+                out.push(Violation { invariant: "Intent", text });
+            }
+        }
     }
 
     fn lost(&self, members: &[AtRest], out: &mut Vec<Violation>) {
@@ -275,18 +292,6 @@ fn converged(members: &[AtRest], out: &mut Vec<Violation>) {
     for other in others {
         if let Some(text) = difference(&first.name, &first.tree, &other.name, &other.tree) {
             out.push(Violation { invariant: "Convergence", text });
-        }
-    }
-}
-
-fn intent(members: &[AtRest], writer: &Tree, out: &mut Vec<Violation>) {
-    for member in members {
-        if let Some(text) = difference("the writer", writer, &member.name, &member.tree) {
-            out.push(Violation { invariant: "Intent", text });
-        }
-        for kept in member.kept.iter().filter(|k| k.unseen) {
-            let text = format!("{}: /{} was preserved: {}", member.name, kept.path.escape_ascii(), kept.reason);
-            out.push(Violation { invariant: "Intent", text });
         }
     }
 }

@@ -511,7 +511,8 @@ impl<'a> World<'a> {
         let gone: Vec<Thing> = before.difference(&after).cloned().collect();
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
         let others = self.disks_but(number);
-        self.oracle.rolled_back(self.now, &after, &gone, &|content| on_any(&others, content));
+        let name = self.members[number].name.clone();
+        self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| on_any(&others, content));
         self.look_at(number);
         self.back_later(number);
     }

@@ -324,6 +324,9 @@ where
                 *told = (*told).max(ack.serial);
             }
             let own = ack.member == self.config.member;
+            if own && ack.replica == self.records.replica() && self.forgot(&known, &ack)? {
+                return Ok(());
+            }
             let newer = known.iter().find(|a| a.member == ack.member).is_none_or(|a| a.serial < ack.serial);
             if newer && !own && self.config.members.contains(&ack.member) {
                 fresh.push(ack);
@@ -341,6 +344,23 @@ where
         self.collect(&known)?;
         self.records.commit()?;
         self.tell_acknowledgements()
+    }
+
+    /// Does a partner have an acknowledgement of ours that we do not remember? Then we were returned to an earlier state
+    /// even if we had issued nothing since: what we had acknowledged as deleted may be here again (design, section 11).
+    fn forgot(&mut self, known: &[Acknowledgement], told: &Acknowledgement) -> Result<bool> {
+        if known.iter().any(|a| a.member == told.member && a.serial >= told.serial) {
+            return Ok(false);
+        }
+        let point = self.last_mark.highest;
+        self.take_fresh_id(Some(point))?;
+        // Later ones must be newer than what partners have.
+        let own = Acknowledgement { replica: self.records.replica(), held: Knowledge::default(), ..told.clone() };
+        self.records.begin()?;
+        tables::put_acknowledgement(self.records.kv_mut(), &own)?;
+        self.records.commit()?;
+        self.close_all("this member was returned to an earlier state; it goes on under a fresh replica id");
+        Ok(true)
     }
 
     /// Our clock was set: what it was compared with when links were opened no longer holds. They are opened anew, and until

@@ -1108,6 +1108,7 @@ where
             return self.drop_found(batch, at);
         };
         let directory = found.stat.kind == Kind::Directory;
+        let Some(parent) = self.anew(parent)? else { return self.drop_found(batch, at) };
         self.revive(parent)?;
         let Some(found) = batch.found.get(at) else { return Ok(()) };
         let (name, stat) = (found.name.clone(), found.stat.clone());
@@ -1196,6 +1197,27 @@ where
         }
         batch.gone.remove(&id);
         Ok(())
+    }
+
+    /// A directory whose record is forgotten, since it was deleted elsewhere while we were away, and in which somebody
+    /// made something: it is a new directory. Returns its UID; `None` if it has no node either.
+    fn anew(&mut self, uid: Uid) -> Result<Option<Uid>> {
+        if uid == Uid::ROOT || self.records.record(uid)?.is_some() {
+            return Ok(Some(uid));
+        }
+        let Some(node) = nodes::of(self.records.kv(), uid)?.filter(Node::is_dir) else { return Ok(None) };
+        let above = match self.node_uid(node.parent)? {
+            Some(above) => self.anew(above)?,
+            None => None,
+        };
+        let (Some(parent), Ok(name)) = (above, Name::new(node.name.clone())) else { return Ok(None) };
+        self.revive(parent)?;
+        let attributes = Some((node.attributes.clone(), None));
+        let uid = self.records.add(self.now, NewThing { parent, name, directory: true, content: None, attributes })?;
+        let facet = self.records.record(uid)?.and_then(|r| r.attributes);
+        let attributes_version = facet.map_or(Version::default(), |f| f.written.version);
+        nodes::put(self.records.kv_mut(), Some(&node), &Node { uid: Some(uid), attributes_version, ..node.clone() })?;
+        Ok(Some(uid))
     }
 
     /// Somebody made something in a directory that is recorded as deleted, and is live again thereby. It is recorded so:

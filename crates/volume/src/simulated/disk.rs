@@ -503,7 +503,7 @@ impl Disk {
         if self.state.used + more > self.config.capacity { Err(error(libc::ENOSPC)) } else { Ok(()) }
     }
 
-    /// Changes a file's bytes. `stamps`: whether its times change, as with every way but a store through a mapping.
+    /// Changes a file's bytes. `stamps`: whether its times change, as with every way but a further store through a mapping.
     pub(super) fn change_data(
         &mut self,
         number: u64,

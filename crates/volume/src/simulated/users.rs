@@ -118,6 +118,8 @@ pub(super) struct UserOpen {
     path: Vec<u8>,
     mode: Mode,
     pub(super) wrote: bool,
+    /// It stored through its mapping, and the page is still writable there.
+    stored: bool,
     todo: Vec<Step>,
 }
 
@@ -215,7 +217,8 @@ impl Disk {
         if waits {
             found.waiting.push(id);
         }
-        let open = UserOpen { inode, opened: false, path: path.to_vec(), mode, wrote: false, todo: Vec::new() };
+        let open =
+            UserOpen { inode, opened: false, path: path.to_vec(), mode, wrote: false, stored: false, todo: Vec::new() };
         self.users.insert(id, open);
         if !waits {
             self.finish_open(id);
@@ -248,8 +251,11 @@ impl Disk {
         if self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) {
             self.end(&path, number);
         }
+        // A store through a mapping moves the stamps when its page was clean there, and not again before it is written back.
+        let dirty = self.inode(number).is_ok_and(|i| i.dirty);
+        let first = self.users.get_mut(&id).is_some_and(|u| !std::mem::replace(&mut u.stored, !stamps) || !dirty);
         // The inode is there as long as the handle is.
-        let _ = self.change_data(number, true, stamps, change);
+        let _ = self.change_data(number, true, stamps || first, change);
         if stamps {
             self.hint_inode(number, false);
         }
@@ -358,7 +364,8 @@ impl SimFs {
         self.disk().user_step(handle.0, step);
     }
 
-    /// Stores through a shared mapping: the bytes change, and no stamp does, and no watcher hears of it.
+    /// Stores through a shared mapping: the bytes change and no watcher hears of it. The stamps move with the first store
+    /// into a clean page only, as on ext4, XFS and btrfs.
     pub fn user_store(&self, handle: UserHandle, offset: usize, bytes: &[u8]) {
         let step = Step::Put { offset: Some(offset), bytes: bytes.to_vec(), stamps: false };
         self.disk().user_step(handle.0, step);
