@@ -35,6 +35,7 @@ pub mod plain;
 mod query;
 mod records;
 mod resolve;
+mod restamp;
 pub mod rules;
 mod tombstones;
 mod view;

@@ -125,6 +125,8 @@ events! {
     AttributesNotHeld = 7007, Information, "attributes cannot all be held here; what is missing is not taken from the others", "Run as root, or use a file system that has them.";
     /// Nobody has a content that is recorded.
     ContentLost = 7008, Warning, "a content that this member once wrote is nowhere any more (it was put back to an older state, or a user removed it)", "Put the file back from a backup if it is needed.";
+    /// What a clock in the future had stamped.
+    StampedAnew = 7009, Information, "this member's clock was ahead and is right again; what it had stamped is stamped anew", "Nothing to do.";
 }
 
 /// Something that happened, with its particulars.

@@ -475,6 +475,16 @@ where
         }
         // Looking at the others may have moved this one.
         let Some(node) = nodes::get(self.records.kv(), node.id)? else { return Ok(Err(Waiting::Order)) };
+        if let Some(other) = occupant.take_if(|other| other.is_dir()) {
+            // A directory cannot change places with something that is in it.
+            if self.is_below(&node, other.id)? {
+                if let Err(why) = self.park(batch, other)? {
+                    return Ok(Err(why));
+                }
+            } else {
+                occupant = Some(other);
+            }
+        }
         let from = match self.expect_at(node.parent, &node.name, Some(&node))? {
             Ok(dir) => dir,
             Err(why) => return Ok(Err(why)),
@@ -527,6 +537,21 @@ where
             }
         }
         Ok(Ok(moved))
+    }
+
+    /// Is a node somewhere in a directory?
+    fn is_below(&self, node: &Node, directory: NodeId) -> Result<bool> {
+        let mut at = node.parent;
+        for _ in 0..4096 {
+            if at == directory {
+                return Ok(true);
+            }
+            match nodes::get(self.records.kv(), at)? {
+                Some(above) if at != nodes::ROOT_NODE => at = above.parent,
+                _ => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     /// Where the view shows something, as a node and a name.

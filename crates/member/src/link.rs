@@ -248,11 +248,12 @@ where
                 }
                 PassEnd::AheadOfClock { clock } => {
                     self.records.rollback()?;
-                    let seconds = (clock.0.saturating_sub(self.now.0)) / 1_000_000;
+                    // By the hour, so that one clock is one event.
+                    let hours = (clock.0.saturating_sub(self.now.0)).div_ceil(3_600_000_000);
                     self.report_once(
                         EventKind::ClockAhead,
                         format!(
-                            "what {name} sends carries a time {seconds} s ahead of the clock of {}",
+                            "what {name} sends carries a time up to {hours} h ahead of the clock of {}",
                             self.config.member
                         ),
                     );

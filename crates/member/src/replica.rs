@@ -356,6 +356,9 @@ where
             }
             self.observe_at = Some(now);
         }
+        if self.records.clock().0 > now.0.saturating_add(self.config.limits.ahead) {
+            self.restamp()?;
+        }
         if self.phase != Phase::Joining && self.observe_at.is_some_and(|at| at <= now) {
             self.observe()?;
         }
@@ -748,6 +751,20 @@ where
         if self.records.unresolved() > 0 {
             self.resolve_at = Some(Hlc(self.now.0 + self.config.limits.resolve));
         }
+        Ok(())
+    }
+
+    /// Our clock was ahead and is no longer, as a partner's says: what it stamped is stamped anew (design, section 4).
+    fn restamp(&mut self) -> Result<()> {
+        let agrees = self.links.values().any(|l| l.peer.is_some()) && !self.ahead_of_all();
+        if self.phase != Phase::Normal || !agrees {
+            return Ok(());
+        }
+        self.records.begin()?;
+        let count = self.records.restamp(self.now, self.config.limits.ahead)?;
+        self.note_touched()?;
+        self.commit()?;
+        self.report(EventKind::StampedAnew, format!("{count} items"));
         Ok(())
     }
 
