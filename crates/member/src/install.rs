@@ -464,8 +464,17 @@ where
                 return self.merge_dirs(node, occupant.take());
             }
             if occupant.as_ref().is_some_and(Node::is_dir) && self.records.shown(other)?.is_none() {
-                if let Err(why) = self.make_room(batch, uid, parent.id, name, depth)? {
-                    return Ok(Err(why));
+                match self.make_room(batch, uid, parent.id, name, depth)? {
+                    Ok(_) => {}
+                    // What is in it waits for its turn, this very thing perhaps.
+                    Err(Waiting::Order) => {
+                        if let Some(other) = nodes::at(self.records.kv(), parent.id, name)?.filter(|n| n.id != node.id)
+                            && let Err(why) = self.park(batch, other)?
+                        {
+                            return Ok(Err(why));
+                        }
+                    }
+                    Err(why) => return Ok(Err(why)),
                 }
                 occupant = None;
             } else if self.records.shown(other)?.is_some() {
@@ -1379,7 +1388,7 @@ where
                 match back {
                     Ok(()) => {
                         install.outcome = Outcome::Wait(Waiting::InUse);
-                        return Ok(());
+                        return self.look_at_what_came_back(install);
                     }
                     // It stays preserved, as something that nobody has seen.
                     Err(error) => {
@@ -1396,6 +1405,34 @@ where
         }
         install.guard = None;
         install.outcome = Outcome::Done;
+        Ok(())
+    }
+
+    /// For a moment our file was in place, and somebody may have written into it: then it is his, and is preserved.
+    fn look_at_what_came_back(&mut self, install: &Install<F>) -> Result<()> {
+        let staging = self.private.staging.clone();
+        let Ok(Some(back)) = self.fs.stat(&staging, &install.private) else { return Ok(()) };
+        let before = &install.prepared;
+        let same = back.object == before.object
+            && (back.stamp.size, back.stamp.mtime) == (before.stamp.size, before.stamp.mtime);
+        let in_use = back.kind == Kind::File
+            && self.fs.open_file(&staging, &install.private).is_ok_and(|file| {
+                // Whoever has it open may write yet.
+                matches!(self.fs.lease(&file), Ok(Lease::InUse))
+            });
+        if same && !in_use {
+            return Ok(());
+        }
+        let number = tables::next_preserved(self.records.kv())?;
+        self.preserve_staged(&install.private, Reason::LostEdit, Some(number), &back)?;
+        if let Some(mut item) = tables::preserved_one(self.records.kv(), number)? {
+            item.path = self.node_path(install.parent, &install.name)?;
+            item.uid = Some(install.uid);
+            tables::put_preserved(self.records.kv_mut(), &item)?;
+        }
+        self.ready.remove(&install.uid);
+        self.counters.unseen += 1;
+        self.purge_due = true;
         Ok(())
     }
 
@@ -1476,7 +1513,9 @@ where
                 (&install.facet.value, self.ready.get(&uid))
             {
                 debug_assert!(*size > u64::from(PIECE_BYTES_MAX) || hash.len() == 32);
-            } else if let Err(error) = self.fs.remove_file(&self.private.staging, &install.private) {
+            } else if let Err(error) = self.fs.remove_file(&self.private.staging, &install.private)
+                && error.kind() != io::ErrorKind::NotFound
+            {
                 self.report_once(EventKind::CannotInstall, format!("cannot remove a private file: {error}"));
             }
             self.wait(nodes::uid_key(uid).to_vec(), why);

@@ -269,7 +269,7 @@ where
     }
 
     /// Something in staging that is not ours to throw away goes to `ConflictAndDeleted`.
-    fn preserve_staged(
+    pub(crate) fn preserve_staged(
         &mut self,
         name: &[u8],
         reason: Reason,
@@ -323,6 +323,7 @@ where
                 None => self.preserve_staged(&intent.private, Reason::LostEdit, None, &out)?,
             }
         }
+        self.recover_taken_back(intent)?;
         let Some(dir) = self.dir(intent.parent)? else { return Ok(()) };
         // One entry that cannot be looked at must not keep the folder from starting: the scan meets it again.
         let Ok(here) = self.fs.stat(&dir, &intent.name) else { return Ok(()) };
@@ -372,6 +373,20 @@ where
             attributes,
         };
         nodes::put(self.records.kv_mut(), before.as_ref(), &node)?;
+        Ok(())
+    }
+
+    /// What was prepared may have been in place for a moment, and somebody may have written into it then.
+    fn recover_taken_back(&mut self, intent: &Intent) -> Result<()> {
+        let staging = self.private.staging.clone();
+        let failed = |source| Stop::Private { path: "an item of an install intent".into(), source };
+        let found = self.fs.stat(&staging, &intent.private).map_err(failed)?;
+        let Some(stat) = found.filter(|s| s.object == intent.object && s.kind == Kind::File) else { return Ok(()) };
+        let file = self.fs.open_file(&staging, &intent.private).map_err(failed)?;
+        let hash = anabranch_volume::hash::read_hash(&self.fs, &file, stat.stamp.size).map_err(failed)?;
+        if hash != Some(intent.hash) {
+            self.preserve_staged(&intent.private, Reason::LostEdit, None, &stat)?;
+        }
         Ok(())
     }
 
