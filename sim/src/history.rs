@@ -88,6 +88,13 @@ fn rest(world: &mut World<'_>) {
             let mut text = String::from("no rest after everything was mended:");
             for member in &world.members {
                 let waits = member.machine.as_ref().map_or(vec!["is down".to_owned()], |m| m.waits());
+                let mut waits = waits;
+                if member.fs.has_hints() {
+                    waits.push("hints are outstanding".into());
+                }
+                if member.fs.users_open() > 0 {
+                    waits.push(format!("{} files are open", member.fs.users_open()));
+                }
                 if !waits.is_empty() {
                     text.push_str(&format!(" {}: {};", member.name, waits.join(", ")));
                 }

@@ -82,6 +82,9 @@ where
             let why = self.waiting.get(&key);
             lines.push(format!("to do {:?}: {why:?}", crate::tables::read_work(&key)?));
         }
+        for id in self.scan.iter().take(limit) {
+            lines.push(format!("to be compared whole: {}, {:?}", id.0, self.observe_at));
+        }
         for (key, at) in self.later.iter().take(limit) {
             lines.push(format!("looked at later: {:?} in {}, at {}", key.1.escape_ascii().to_string(), key.0.0, at.0));
         }

@@ -390,6 +390,7 @@ fn drop_uid(kv: &mut impl Kv, node: &Node) -> Result<(), KvError> {
 
 /// Removes a node and its index rows.
 pub(crate) fn remove(kv: &mut impl Kv, node: &Node) -> Result<(), KvError> {
+    debug_assert!(!node.is_dir() || children(kv, node.id, None, 1)?.is_empty(), "something is left in a directory");
     drop_name(kv, node)?;
     drop_uid(kv, node)?;
     kv.delete(Table::NodeObjects, &object_key(&node.object, Some(node.id)))?;

@@ -1483,11 +1483,26 @@ where
     /// While no versions may be issued: what differs is noted as a candidate, and partners' state is put back.
     fn note_batch(&mut self, batch: Batch<F::Dir>) -> Result<()> {
         self.records.begin()?;
-        for node in batch.gone.values() {
-            if let Some(uid) = node.uid {
-                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+        // What was found elsewhere keeps its node, and so does a directory with something in it that is not gone.
+        let claimed = batch.claimed();
+        let mut gone: Vec<&Node> = batch.gone.values().filter(|n| !claimed.contains(&n.id)).collect();
+        loop {
+            let before = gone.len();
+            let mut stay = Vec::new();
+            for node in gone {
+                if !nodes::children(self.records.kv(), node.id, None, 1)?.is_empty() {
+                    stay.push(node);
+                    continue;
+                }
+                if let Some(uid) = node.uid {
+                    self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                }
+                nodes::remove(self.records.kv_mut(), node)?;
             }
-            nodes::remove(self.records.kv_mut(), node)?;
+            if stay.is_empty() || stay.len() == before {
+                break;
+            }
+            gone = stay;
         }
         for modified in batch.modified.iter().filter(|m| !m.dropped) {
             let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { continue };

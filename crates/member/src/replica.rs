@@ -282,6 +282,9 @@ where
     /// [`Stop`]: this replica cannot go on and must be opened anew.
     pub fn handle(&mut self, now: Hlc, input: Input) -> Result<()> {
         let leapt = now.0.abs_diff(self.now.0) > self.config.limits.ahead && !self.links.is_empty();
+        if now < self.now {
+            self.set_timers_back(self.now.0 - now.0);
+        }
         self.now = now;
         self.dirs.clear();
         if leapt {
@@ -295,6 +298,25 @@ where
             Input::Received(link, message) => self.receive(link, message)?,
         }
         self.step()
+    }
+
+    /// The clock was set back: what was to come after a while comes after that while, not after the old time.
+    fn set_timers_back(&mut self, by: u64) {
+        let back = |at: &mut Hlc| at.0 = if at.0 == u64::MAX { at.0 } else { at.0.saturating_sub(by) };
+        let single = [
+            &mut self.observe_at,
+            &mut self.work_at,
+            &mut self.resolve_at,
+            &mut self.ahead_retry,
+            &mut self.hold_until,
+            &mut self.fetching.retry_at,
+        ];
+        single.into_iter().flatten().for_each(back);
+        self.later.values_mut().for_each(back);
+        self.waiting.values_mut().for_each(|(at, _)| back(at));
+        self.recent.values_mut().for_each(|(_, at)| back(at));
+        self.moved_away.values_mut().for_each(|(_, at)| back(at));
+        self.nobody.values_mut().for_each(|(_, at)| back(at));
     }
 
     /// Hints need not settle any longer: the next call looks at them.
@@ -533,7 +555,8 @@ where
     /// # Errors
     /// [`Stop::Database`].
     pub fn outstanding(&self, limit: usize) -> Result<usize> {
-        Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len() + self.changed.len() + self.later.len())
+        let looks = self.changed.len() + self.scan.len() + self.later.len();
+        Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len() + looks)
     }
 
     /// Items that wait and why, at most `limit`: path and cause.
