@@ -111,6 +111,8 @@ impl World<'_> {
                 self.members[member].fs.set_mounted(false);
                 self.some_time(over);
             }
+            // At rest the trees are compared, and what is hidden beneath a mount cannot be.
+            Trouble::MountedOver if self.healing => {}
             Trouble::MountedOver => {
                 let fs = &self.members[member].fs;
                 let found: Vec<_> =

@@ -42,8 +42,10 @@ where
             );
             if let Some(facet) = &record.content {
                 line += &format!(
-                    "; {}, bytes {:?}, version {:?}, history {:?}",
+                    "; {} of {}.{:09}, bytes {:?}, version {:?}, history {:?}",
                     value(&facet.value),
+                    facet.mtime.seconds,
+                    facet.mtime.nanoseconds,
                     facet.bytes.version,
                     facet.written.version,
                     facet.written.history
@@ -70,8 +72,10 @@ where
             if let Some(content) = &node.content {
                 let doubt = if content.provisional { ", provisional" } else { "" };
                 line += &format!(
-                    "; {}, bytes {:?}, version {:?}{doubt}",
+                    "; {} of {}.{:09}, bytes {:?}, version {:?}{doubt}",
                     value(&content.value),
+                    node.stamp.mtime.seconds,
+                    node.stamp.mtime.nanoseconds,
                     content.bytes,
                     content.version
                 );

@@ -777,8 +777,9 @@ where
             if let Some(mtime) = record.attributes.as_ref().and_then(|f| f.directory_mtime) {
                 self.fs.set_mtime(&dir, name, mtime)?;
             }
-            let stat = self.fs.stat(&dir, name)?.ok_or(io::ErrorKind::NotFound)?;
-            Ok((stat, attributes))
+            // Somebody may have put something else there by now.
+            let stat = self.fs.stat(&dir, name)?.filter(|s| s.kind == Kind::Directory);
+            Ok((stat.ok_or(io::ErrorKind::AlreadyExists)?, attributes))
         });
         let (stat, attributes) = match made {
             Ok(made) => made,

@@ -1179,6 +1179,10 @@ where
             self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
             self.due_now(uid);
         }
+        if node.content.as_ref().is_some_and(|c| c.bytes.is_some() && c.version == Version::default()) {
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            self.due_now(uid);
+        }
         if let Some(other) = nodes::at(self.records.kv(), parent_node, name.bytes())?.filter(|n| n.id != id) {
             // No two nodes have one name: what had it is elsewhere, or gone.
             batch.gone.entry(other.id).or_insert(other);
@@ -1257,7 +1261,8 @@ where
             OnDisk {
                 value,
                 bytes: same.map(|f| f.bytes.version),
-                version: same.map_or(Version::default(), |f| f.written.version),
+                // With another time it is not yet what is recorded: a touch of somebody else is on its way here.
+                version: same.filter(|f| f.mtime == stat.stamp.mtime).map_or(Version::default(), |f| f.written.version),
                 history: same.map(|f| f.written.history.clone()).unwrap_or_default(),
                 provisional,
             }
@@ -1377,7 +1382,7 @@ where
                 (Some(f), _) => OnDisk {
                     value: value.clone(),
                     bytes: Some(f.bytes.version),
-                    version: f.written.version,
+                    version: if f.mtime == node.stamp.mtime { f.written.version } else { Version::default() },
                     history: f.written.history.clone(),
                     provisional: *provisional,
                 },
@@ -1390,6 +1395,10 @@ where
                     provisional: *provisional,
                 },
             });
+        }
+        if node.content.as_ref().is_some_and(|c| c.bytes.is_some() && c.version == Version::default()) {
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            self.due_now(uid);
         }
         if let Some(attributes) = &modified.attributes {
             node.attributes = attributes.clone();
@@ -1427,6 +1436,11 @@ where
         }
         gone.sort_by_key(|(depth, node)| (std::cmp::Reverse(*depth), node.id));
         for (_, node) in gone {
+            if node.is_dir() && !nodes::children(self.records.kv(), node.id, None, 1)?.is_empty() {
+                // Something of what was in it stays for now: then so does this.
+                self.again_later(node.parent, &node.name);
+                continue;
+            }
             nodes::remove(self.records.kv_mut(), &node)?;
             let Some(uid) = node.uid.filter(|uid| !claimed.contains(uid)) else { continue };
             tracing::debug!(member = self.config.member, name = %node.name.escape_ascii(), ?uid, "gone");
