@@ -425,13 +425,27 @@ impl<K: Kv> Records<K> {
     }
 
     fn put_tombstone(&mut self, key: &keys::UidKey, record: &Record) -> Result<(), KvError> {
+        let merged = record.written().any(|w| w.merged);
+        self.put_tombstone_of(key, merged)
+    }
+
+    /// With what is known here now, where the record's versions alone do not tell when it may go.
+    fn put_tombstone_of(&mut self, key: &keys::UidKey, with_known: bool) -> Result<(), KvError> {
         let mut out = Writer::default();
-        if record.written().any(|w| w.merged) {
+        if with_known {
             let mut known = self.known.clone();
             known.join(&self.arriving);
             self.numbers.write_knowledge(&mut self.kv, &mut out, &known)?;
         }
         self.kv.put(Table::Tombstones, key, &out.0)
+    }
+
+    /// A directory that was deleted long ago, and live for the sake of something in it, is dead now: its versions say
+    /// nothing of who has acknowledged that.
+    pub(crate) fn died_late(&mut self, uid: Uid) -> Result<(), KvError> {
+        let Some(key) = self.numbers.find_key(uid) else { return Ok(()) };
+        // Where the record itself was dropped there is no tombstone either.
+        if self.kv.get(Table::Tombstones, &key)?.is_some() { self.put_tombstone_of(&key, true) } else { Ok(()) }
     }
 }
 

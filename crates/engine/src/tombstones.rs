@@ -4,6 +4,9 @@
 //! since their authors wrote them: then another replica may know the same versions without having joined the same maps. Of
 //! such a row the table Tombstones keeps what was known here when it last changed; who has acknowledged that has them too.
 //!
+//! The same row is kept of a directory that was live, though deleted, for the sake of something in it, and died with it:
+//! others may have it live still, when what is in it was changed there meanwhile.
+//!
 //! While a row of the same UID lies aside here, the tombstone stays: the row may be of before the delete, and the upstream,
 //! which has collected its own tombstone since, sends no later one. For the same reason the caller collects nothing while it waits
 //! for a page.

@@ -417,10 +417,12 @@ impl<K: Kv> Records<K> {
                 }
                 for (uid, place) in &cycle {
                     self.take_out(*uid, place)?;
+                    self.died_late(*uid)?;
                 }
                 break;
             }
             self.take_out(uid, &place)?;
+            self.died_late(uid)?;
             uid = place.parent;
         }
         Ok(())

@@ -846,6 +846,10 @@ where
         let mut all: Option<Knowledge> = None;
         for member in &self.config.members {
             let Some(ack) = known.iter().find(|a| a.member == *member) else { return Ok(()) };
+            // What that member changed before it acknowledged may keep something that is dead here: it is heard first.
+            if !self.records.known().includes(&ack.held) {
+                return Ok(());
+            }
             all = Some(match all {
                 None => ack.held.clone(),
                 Some(all) => all.iter().map(|(r, s)| (r, s.min(ack.held.sequence(r)))).collect(),
