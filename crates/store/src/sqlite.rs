@@ -9,6 +9,7 @@
 //! A copy of the database file and its log, taken together at any instant between two calls, is a database that holds all
 //! that was committed then.
 
+use std::cell::RefCell;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -18,6 +19,7 @@ use anabranch_engine::kv::{Kv, KvError, Pair, Table};
 use rusqlite::config::DbConfig;
 use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtension, Row, ffi};
 
+use crate::cache::Cache;
 use crate::lock::Lock;
 use crate::schema::{self, STEPS, Was};
 
@@ -32,10 +34,13 @@ const LOG_BYTES_KEPT: u32 = 128 << 20;
 /// The schema that this version of the program writes.
 pub const SCHEMA: u32 = schema::newest(STEPS);
 
+/// The part of the memory for pages that rows may take besides it.
+const ROWS_SHARE: u64 = 4;
+
 /// How a database is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
-    /// Most memory for pages, bytes. 64 MiB unless set.
+    /// Most memory for pages, bytes; rows kept in memory take a quarter of it besides. 64 MiB unless set.
     pub cache_bytes: u64,
 }
 
@@ -102,6 +107,7 @@ pub struct SqliteKv {
     statements: Vec<Statements>,
     change: Change,
     commits: u64,
+    rows: RefCell<Cache>,
     // The last field: released only when the database is closed.
     _lock: Lock,
 }
@@ -177,6 +183,8 @@ fn prepare_file(path: &Path) -> io::Result<()> {
 fn guard(db: &Connection) -> rusqlite::Result<()> {
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_DEFENSIVE, true)?;
     db.set_db_config(DbConfig::SQLITE_DBCONFIG_TRUSTED_SCHEMA, false)?;
+    // Else SQLite looks at the values bound to a statement, and plans it anew whenever they are others.
+    db.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true)?;
     db.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
     db.pragma_update(None, "cell_size_check", 1)
 }
@@ -227,7 +235,8 @@ impl SqliteKv {
             },
             log_left,
         };
-        Ok((Self { db, statements, change: Change::No, commits: 0, _lock: lock }, opened))
+        let rows = RefCell::new(Cache::new(usize::try_from(options.cache_bytes / ROWS_SHARE).unwrap_or(usize::MAX)));
+        Ok((Self { db, statements, change: Change::No, commits: 0, rows, _lock: lock }, opened))
     }
 
     /// How many transactions were committed since it was opened; each costs one fsync.
@@ -277,6 +286,7 @@ impl SqliteKv {
     fn wrote<T>(&mut self, doing: &'static str, result: rusqlite::Result<T>) -> Result<(), KvError> {
         result.map(drop).map_err(|e| {
             self.change = Change::Broken;
+            self.rows.get_mut().clear();
             explain(doing, e)
         })
     }
@@ -288,10 +298,16 @@ fn pair(row: &Row<'_>) -> rusqlite::Result<Pair> {
 
 impl Kv for SqliteKv {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        if let Some(value) = self.rows.borrow_mut().get(table, key) {
+            return Ok(value);
+        }
         let value = |row: &Row<'_>| Ok(row.get_ref(0)?.as_blob()?.to_vec());
-        self.statement(|s| &s.get, table)
+        let value = self
+            .statement(|s| &s.get, table)
             .and_then(|mut s| s.query_row([key], value).optional())
-            .map_err(|e| explain("get", e))
+            .map_err(|e| explain("get", e))?;
+        self.rows.borrow_mut().put(table, key, value.as_deref());
+        Ok(value)
     }
 
     fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), KvError> {
@@ -304,13 +320,17 @@ impl Kv for SqliteKv {
             return Err(KvError::failed(DOING, Misuse::Value(value.len())));
         }
         let result = self.statement(|s| &s.put, table).and_then(|mut s| s.execute((key, value)));
-        self.wrote(DOING, result)
+        self.wrote(DOING, result)?;
+        self.rows.get_mut().put(table, key, Some(value));
+        Ok(())
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), KvError> {
         self.writable("delete")?;
         let result = self.statement(|s| &s.delete, table).and_then(|mut s| s.execute([key]));
-        self.wrote("delete", result)
+        self.wrote("delete", result)?;
+        self.rows.get_mut().put(table, key, None);
+        Ok(())
     }
 
     fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
@@ -356,6 +376,7 @@ impl Kv for SqliteKv {
         if self.change == Change::No {
             return Err(KvError::failed(DOING, Misuse::NoTransaction));
         }
+        self.rows.get_mut().clear();
         if !self.db.is_autocommit() {
             self.db.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).map_err(|e| explain(DOING, e))?;
         }
