@@ -16,8 +16,6 @@ use crate::observe::{Task, read_all};
 use crate::replica::{LinkId, Phase, Replica, Result, Stop};
 use crate::tables::{self, Meta, Preserved, Reason};
 
-/// Entries compared in one step.
-const ENTRIES: usize = 4096;
 /// UIDs asked about in one message.
 const ASK: usize = 4096;
 
@@ -37,7 +35,7 @@ where
         let Some(mut stack) = self.adopting.take() else { return Ok(()) };
         self.records.begin()?;
         let mut entries = 0;
-        while entries < ENTRIES {
+        while entries < self.config.limits.batch_entries {
             let Some(id) = stack.pop() else { break };
             entries += self.adopt_dir(id, &mut stack)?;
         }

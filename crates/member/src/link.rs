@@ -38,6 +38,7 @@ where
             ahead: false,
             skew: 0,
             passed: false,
+            unanswered: None,
         };
         self.links.insert(id, link);
         if partner == Partner::Upstream {
@@ -294,10 +295,14 @@ where
         }
     }
 
-    fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge) -> Result<()> {
+    pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge) -> Result<()> {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.told.join(news);
-        let page = self.records.page(after, &link.told, PAGE_BYTES_MAX)?;
+        let mut page = self.records.page(after, &link.told, PAGE_BYTES_MAX)?;
+        if self.first_scan && page.complete.take().is_some() && page.rows.is_empty() {
+            link.unanswered = Some(after);
+            return Ok(());
+        }
         let complete = match page.complete {
             Some(known) => {
                 link.pushed = page.through;

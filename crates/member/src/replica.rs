@@ -148,6 +148,8 @@ pub(crate) struct Link {
     pub(crate) skew: i64,
     /// Upstream: a pass was completed on this link.
     pub(crate) passed: bool,
+    /// Downstream: it asked for what comes after this number, and there is nothing yet but more to come.
+    pub(crate) unanswered: Option<ChangeNumber>,
 }
 
 /// Counters of what happened, for tests and figures.
@@ -201,6 +203,9 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) closed: BTreeSet<(NodeId, Vec<u8>)>,
     /// A comparison of everything is under way.
     pub(crate) scanning: bool,
+    /// The primary's first comparison: until it is complete no pass is, for whoever joins takes what a pass does not have
+    /// for what nobody has (design, section 10).
+    pub(crate) first_scan: bool,
     /// Nodes missed by a scan, to be looked for again at its end.
     pub(crate) missing: BTreeSet<NodeId>,
     /// Of these, those that the scan which has just ended did not find.
@@ -349,6 +354,10 @@ where
         if self.root_lost {
             return self.observe_at;
         }
+        // The comparison of what lay here goes on at once, whatever the work on the tree waits for.
+        if self.adopting.is_some() {
+            return Some(self.now);
+        }
         // While joining, local changes wait for the scan at its end.
         let later = self.later.values().min().copied();
         let [observe_at, later] = [self.observe_at, later].map(|at| at.filter(|_| self.phase != Phase::Joining));
@@ -407,8 +416,13 @@ where
         if self.purge_due {
             self.purge()?;
         }
-        self.push();
-        Ok(())
+        if self.first_scan && !self.scanning {
+            self.records.begin()?;
+            self.records.kv_mut().delete(Table::Meta, Meta::FIRST_SCAN)?;
+            self.records.commit()?;
+            self.first_scan = false;
+        }
+        self.push()
     }
 
     /// Closes properly: the next start finds a clean mark.
@@ -799,7 +813,7 @@ where
     }
 
     /// Tells downstream partners that the change number has grown.
-    fn push(&mut self) {
+    fn push(&mut self) -> Result<()> {
         let number = self.records.change_number();
         let links: Vec<_> = self
             .links
@@ -813,6 +827,15 @@ where
             }
             self.send(id, Message::Grown { number });
         }
+        let waiting = |link: &Link| link.unanswered.filter(|after| *after < number || !self.first_scan);
+        let waiting: Vec<_> = self.links.iter().filter_map(|(id, l)| waiting(l).map(|after| (*id, after))).collect();
+        for (id, after) in waiting {
+            if let Some(link) = self.links.get_mut(&id) {
+                link.unanswered = None;
+            }
+            self.serve_page(id, after, &Knowledge::default())?;
+        }
+        Ok(())
     }
 
     /// Says what is held here, once nothing is outstanding; collects tombstones that everybody acknowledged.

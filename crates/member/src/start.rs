@@ -91,6 +91,7 @@ where
             changed: BTreeSet::new(),
             scan: Vec::new(),
             scanning: false,
+            first_scan: false,
             missing: BTreeSet::new(),
             looked_for: BTreeSet::new(),
             later: BTreeMap::new(),
@@ -189,6 +190,10 @@ where
         kv.put(Table::Meta, Meta::CLEAN, &[0])?;
         kv.put(Table::Meta, Meta::BOOT, &self.config.boot)?;
         kv.put(Table::Meta, Meta::PLACE, &self.config.place)?;
+        if new && self.phase == Phase::Normal {
+            kv.put(Table::Meta, Meta::FIRST_SCAN, &[])?;
+        }
+        self.first_scan = kv.get(Table::Meta, Meta::FIRST_SCAN)?.is_some();
         self.records.commit()?;
         if !new && !clean {
             self.report(EventKind::UnexpectedShutdown, self.config.folder_name.clone());

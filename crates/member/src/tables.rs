@@ -30,6 +30,8 @@ pub(crate) struct Meta;
 impl Meta {
     /// One byte: 1 joining, 2 normal, 3 returning (fresh id after a rollback or copy).
     pub(crate) const PHASE: &'static [u8] = b"member.phase";
+    /// There until the primary has compared all of its tree for the first time.
+    pub(crate) const FIRST_SCAN: &'static [u8] = b"member.first-scan";
     /// One byte: 1 closed properly.
     pub(crate) const CLEAN: &'static [u8] = b"member.clean";
     /// The boot id under which the database was last open.

@@ -29,6 +29,10 @@ const START: u64 = 1_700_000_000_000_000;
 
 impl World {
     fn new(pairs: &[(usize, usize)], prepare: impl Fn(usize, &SimFs)) -> Self {
+        Self::with_limits(pairs, Limits::default(), prepare)
+    }
+
+    fn with_limits(pairs: &[(usize, usize)], limits: Limits, prepare: impl Fn(usize, &SimFs)) -> Self {
         let clock = SimClock::at(START as i64 * 1000);
         let names: Vec<String> = (0..3).map(|i| format!("m{i}")).collect();
         let members = (0..3u8)
@@ -46,7 +50,7 @@ impl World {
                     boot: b"boot".to_vec(),
                     place: vec![i],
                     token: None,
-                    limits: Limits::default(),
+                    limits,
                 };
                 let mut next = 0;
                 let fresh = Box::new(move || {
@@ -222,6 +226,26 @@ fn what_is_there_before_is_adopted_or_preserved() {
     assert!(!w.members[0].fs.exists(b"only-1"));
     assert_eq!(w.unseen(), 4, "two that differ, two that only others had: {:#?}", w.events);
     assert_eq!(w.members[1].replica.counters().content_received, 3, "`m0`, and `x` of only-0");
+}
+
+#[test]
+fn a_tree_of_many_steps_is_adopted_without_transfer() {
+    let limits = Limits { batch_entries: 8, ..Limits::default() };
+    let mut w = World::with_limits(MESH, limits, |_, fs| {
+        for dir in 0..40 {
+            fs.mkdir(format!("{dir}").as_bytes()).unwrap();
+            for file in 0..8 {
+                let path = format!("{dir}/{file}");
+                fs.write(path.as_bytes(), path.as_bytes()).unwrap();
+            }
+        }
+    });
+    w.equal();
+    for member in &w.members[1..] {
+        assert_eq!(member.replica.counters().adopted, 360, "{:#?}", w.events);
+        assert_eq!(member.replica.counters().content_received, 0);
+    }
+    assert_eq!(w.unseen(), 0);
 }
 
 #[test]
