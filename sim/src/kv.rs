@@ -1,4 +1,7 @@
 //! The database of a simulated machine: in memory, on the same power as its disk.
+//!
+//! A commit that returns is durable, as the real store promises. The mutant `CommitDurable` breaks that promise: then a
+//! power cut takes back the last commits, as a database without `fsync` would lose them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,8 +13,13 @@ use anabranch_volume::simulated::Power;
 #[derive(Clone)]
 pub(crate) struct SimKv {
     inner: Arc<Mutex<MemoryKv>>,
+    /// Only with commits that are not durable: how many there were, and what the last one to reach the disk left.
+    lazy: Option<Arc<Mutex<(u64, MemoryKv)>>>,
     power: Power,
 }
+
+/// Commits that a database without `fsync` has on their way at most.
+const LAZY_COMMITS: u64 = 8;
 
 impl SimKv {
     /// An empty database.
@@ -20,16 +28,25 @@ impl SimKv {
     }
 
     fn with(kv: MemoryKv, power: Power) -> Self {
-        Self { inner: Arc::new(Mutex::new(kv)), power }
+        let lazy = crate::mutants::commits_are_lazy().then(|| Arc::new(Mutex::new((0, kv.clone()))));
+        Self { inner: Arc::new(Mutex::new(kv)), lazy, power }
     }
 
     fn lock(&self) -> MutexGuard<'_, MemoryKv> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What a crash now would leave.
+    /// What was committed: what the death of the process leaves.
     pub(crate) fn image(&self) -> MemoryKv {
         self.lock().committed()
+    }
+
+    /// What is durable: what a power cut leaves.
+    pub(crate) fn durable(&self) -> MemoryKv {
+        match &self.lazy {
+            None => self.image(),
+            Some(lazy) => lazy.lock().unwrap_or_else(PoisonError::into_inner).1.clone(),
+        }
     }
 
     /// A database with that content, of its own.
@@ -69,7 +86,15 @@ impl Kv for SimKv {
 
     fn commit(&mut self) -> Result<(), KvError> {
         if self.power.step() {
-            return self.lock().commit();
+            let done = self.lock().commit();
+            if let Some(lazy) = &self.lazy {
+                let mut lazy = lazy.lock().unwrap_or_else(PoisonError::into_inner);
+                lazy.0 += 1;
+                if lazy.0.is_multiple_of(LAZY_COMMITS) {
+                    lazy.1 = self.image();
+                }
+            }
+            return done;
         }
         self.lock().rollback()?;
         Err(Self::off("commit"))

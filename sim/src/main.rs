@@ -12,6 +12,7 @@ mod counters;
 mod history;
 mod kv;
 mod machine;
+mod mutants;
 mod network;
 mod oracle;
 mod plan;
@@ -69,6 +70,35 @@ struct Options {
     /// Prints the table of what occurred.
     #[arg(long)]
     table: bool,
+    #[cfg(feature = "mutants")]
+    #[command(flatten)]
+    broken: Broken,
+}
+
+/// Mistakes on purpose (see `mutants`).
+#[cfg(feature = "mutants")]
+#[derive(clap::Args, Debug)]
+struct Broken {
+    /// Breaks this rule or step; with `--mutants` tries this one only. May stand several times there.
+    #[arg(long = "break", value_name = "NAME", value_parser = mutant)]
+    break_: Vec<mutants::Mutant>,
+    /// Breaks every rule and step in turn until it is caught, and prints what caught it.
+    #[arg(long)]
+    mutants: bool,
+    /// Histories a mutant at most.
+    #[arg(long, default_value_t = 10_000, requires = "mutants")]
+    histories: u64,
+    /// Histories with nothing broken, which say what fails by itself.
+    #[arg(long, default_value_t = 400, requires = "mutants")]
+    control: u64,
+}
+
+#[cfg(feature = "mutants")]
+fn mutant(name: &str) -> Result<mutants::Mutant, String> {
+    mutants::Mutant::named(name).ok_or_else(|| {
+        let names: Vec<_> = mutants::Mutant::all().iter().map(ToString::to_string).collect();
+        format!("one of {}", names.join(", "))
+    })
 }
 
 fn range(text: &str) -> Result<(u64, u64), String> {
@@ -80,6 +110,10 @@ fn range(text: &str) -> Result<(u64, u64), String> {
 
 fn main() -> ExitCode {
     let options = Options::parse();
+    #[cfg(feature = "mutants")]
+    if options.broken.mutants {
+        return hunt(&options);
+    }
     match options.seed {
         Some(seed) => one(seed, &options),
         None => many(&options),
@@ -100,6 +134,44 @@ fn guarded(seed: u64, print: bool) -> Outcome {
     })
 }
 
+/// As [`guarded`], with what the command line breaks broken.
+fn asked_for(seed: u64, print: bool, options: &Options) -> Outcome {
+    #[cfg(feature = "mutants")]
+    if let Some(mutant) = options.broken.break_.first() {
+        return mutant.with(|| guarded(seed, print));
+    }
+    let _ = options;
+    guarded(seed, print)
+}
+
+/// A number that no earlier run had: the time of day is as good as any, and is printed.
+fn fresh() -> u64 {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs()) * 1_000_000
+}
+
+#[cfg(feature = "mutants")]
+fn hunt(options: &Options) -> ExitCode {
+    // What a broken member panics of is its history's failure, and told as such.
+    std::panic::set_hook(Box::new(|_| ()));
+    let from = options.seed.or(options.seeds.map(|(from, _)| from)).unwrap_or_else(fresh);
+    let search = mutants::Search {
+        run: &|seed| guarded(seed, false).violations,
+        from,
+        histories: options.broken.histories,
+        jobs: options.jobs,
+        until: options.minutes.map(|m| Instant::now() + Duration::from_secs(60 * m)),
+    };
+    let all = if options.broken.break_.is_empty() { mutants::Mutant::all() } else { options.broken.break_.clone() };
+    tell(format_args!("seeds from {from}"));
+    let alive = search.table(&all, options.broken.control, &|line| tell(format_args!("{line}")));
+    if alive.is_empty() {
+        tell(format_args!("all {} are caught", all.len()));
+        return ExitCode::SUCCESS;
+    }
+    tell(format_args!("not caught: {}", alive.join(", ")));
+    ExitCode::FAILURE
+}
+
 fn tell(text: std::fmt::Arguments<'_>) {
     // A reader that went away is no error.
     let _ = writeln!(std::io::stdout().lock(), "{text}");
@@ -110,7 +182,7 @@ fn one(seed: u64, options: &Options) -> ExitCode {
         let logged = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::DEBUG);
         logged.without_time().with_target(false).with_ansi(false).init();
     }
-    let outcome = guarded(seed, options.print);
+    let outcome = asked_for(seed, options.print, options);
     if options.table {
         tell(format_args!("{}", outcome.counters));
     }
@@ -122,9 +194,7 @@ fn one(seed: u64, options: &Options) -> ExitCode {
 }
 
 fn many(options: &Options) -> ExitCode {
-    // Without seeds, fresh ones: the time of day is as good as any, and is printed.
-    let fresh = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-    let (from, to) = options.seeds.unwrap_or_else(|| (fresh() * 1_000_000, u64::MAX));
+    let (from, to) = options.seeds.unwrap_or_else(|| (fresh(), u64::MAX));
     let begun = Instant::now();
     let until = options.minutes.map(|m| begun + Duration::from_secs(60 * m));
     let next = AtomicU64::new(from);
@@ -138,8 +208,8 @@ fn many(options: &Options) -> ExitCode {
                     if seed >= to {
                         break;
                     }
-                    let mut outcome = guarded(seed, false);
-                    if options.twice && guarded(seed, false).digest != outcome.digest {
+                    let mut outcome = asked_for(seed, false, options);
+                    if options.twice && asked_for(seed, false, options).digest != outcome.digest {
                         let text = "the same seed gave another history".into();
                         outcome.violations.push(Violation { invariant: "Determinism", text });
                     }

@@ -452,7 +452,7 @@ impl<'a> World<'a> {
         let member = &mut self.members[number];
         member.crowd().die();
         let wreck = member.fs.crash(seed);
-        member.kv = SimKv::from_image(&member.kv.image(), member.power.clone());
+        member.kv = SimKv::from_image(&member.kv.durable(), member.power.clone());
         member.boot += 1;
         self.counters.count("power cuts");
         self.counters.add("names lost by power cuts", wreck.names_lost as u64);

@@ -11,6 +11,7 @@ use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId, Sequence,
 use crate::dictionary::Numbers;
 use crate::keys;
 use crate::kv::{Kv, KvError, Table};
+use crate::rules::{Rule, broken};
 use crate::view::{Place, View};
 
 /// What happens to a file that loses its name (design, section 4).
@@ -280,6 +281,9 @@ impl<K: Kv> Records<K> {
     /// Raises the counter to at least the wall time, so that numbers issued after a return to an old image are new ones
     /// (design, section 11).
     pub fn jump(&mut self, now: Hlc) {
+        if broken(Rule::NumbersFollowTheClock) {
+            return;
+        }
         self.counters.highest = self.counters.highest.max(Sequence(now.0));
     }
 
@@ -338,7 +342,8 @@ impl<K: Kv> Records<K> {
 
     /// A new version, known here from now on.
     pub(crate) fn issue(&mut self, now: Hlc) -> Version {
-        let sequence = Sequence(self.counters.highest.0.saturating_add(1).max(now.0));
+        let least = if broken(Rule::NumbersFollowTheClock) { 0 } else { now.0 };
+        let sequence = Sequence(self.counters.highest.0.saturating_add(1).max(least));
         self.counters.highest = sequence;
         let version = Version { replica: self.counters.replica, sequence };
         self.known.learn(version);

@@ -39,10 +39,13 @@ pub enum Rule {
     MergedDirectoriesKeepTheirChildren,
     /// What a user does to a merged directory is done to all that it consists of.
     AMoveTakesAllThatIsMerged,
+    /// Numbers are not dense: they follow the clock (section 11). Only a return to an old image needs it, which records
+    /// alone do not know of; so it is none of [`Self::ALL`].
+    NumbersFollowTheClock,
 }
 
 impl Rule {
-    /// All rules.
+    /// The rules of section 4 and 6, each of which some history of records needs.
     pub const ALL: [Self; 13] = [
         Self::LatestStampWins,
         Self::EqualValuesKeepTheHigherStamp,

@@ -14,6 +14,7 @@ use anabranch_volume::fs::Fs;
 
 use crate::events::EventKind;
 use crate::replica::{Link, LinkId, Output, Partner, Phase, Replica, Result};
+use crate::steps::{Step, broken};
 use crate::tables::{self, Meta};
 
 /// Marks kept: an echo older than the oldest is taken as it is.
@@ -428,7 +429,7 @@ where
 
     /// A partner echoes a mark of ours. `true`: we were rolled back; all links are closed.
     fn check_echo(&mut self, echo: &Mark) -> Result<bool> {
-        if echo.replica != self.records.replica() || echo.highest == Sequence(0) {
+        if echo.replica != self.records.replica() || echo.highest == Sequence(0) || broken(Step::MarkEcho) {
             return Ok(false);
         }
         let key = [Meta::MARKS, &echo.highest.0.to_be_bytes()].concat();

@@ -17,6 +17,7 @@ use anabranch_volume::hash::{Hashing, hash_file};
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Phase, Replica, Result};
+use crate::steps::{Step, broken};
 
 /// Where a found entry lies: in a directory that the database has, or in one found in the same batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -247,6 +248,7 @@ where
         };
         match self.fs.stat(&dir, &name) {
             Ok(stat) => self.compare(batch, parent, name, stat),
+            Err(_) if broken(Step::ErrorIsNotAbsence) => self.compare(batch, parent, name, None),
             Err(error) => self.cannot_read(parent, &name, &error),
         }
     }
@@ -276,6 +278,7 @@ where
         for (_, entries) in listed {
             let entries = match entries {
                 Ok(entries) => entries,
+                Err(_) if broken(Step::ErrorIsNotAbsence) => Vec::new(),
                 Err(error) => {
                     self.cannot_read(id, b"", &error)?;
                     continue;
@@ -692,6 +695,7 @@ where
                     }
                 }
             }
+            Err(_) if broken(Step::ErrorIsNotAbsence) => {}
             Err(error) => {
                 batch.gone.remove(&node.id);
                 self.cannot_read(node.parent, &node.name, &error)?;
@@ -788,7 +792,8 @@ where
             }
         }
         self.close_set(batch)?;
-        if let Err(error) = self.sync_batch(batch)? {
+        let synced = if broken(Step::PublishedDurable) { Ok(()) } else { self.sync_batch(batch)? };
+        if let Err(error) = synced {
             // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
             self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
             self.drop_batch(batch)?;

@@ -1,9 +1,11 @@
-//! The steps of the order in the design's section 8, each of which can be left out on purpose.
+//! The steps by which nothing is lost (design, sections 5, 8 and 11), each of which can be left out on purpose.
 //!
 //! With the feature `mutants` the simulator breaks one at a time and must catch it; without it nothing can be broken.
+//! The last step of section 8, that the commit itself is durable before anything rests on it, is the database's: the
+//! simulator breaks it in the database that it gives to the member.
 
-/// A step of an install.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A step of seeing, publishing, installing or starting.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Step {
     /// Data of the batch is made durable before intents and names.
     DataDurable,
@@ -19,11 +21,18 @@ pub enum Step {
     LookAtWhatCameOut,
     /// Names are made durable before the database says what is held.
     NamesDurable,
+    /// What a partner may see of a local change is made durable before (section 5; "nothing counts before it is
+    /// durable").
+    PublishedDurable,
+    /// What could not be looked at or enumerated is not taken for absent (section 5).
+    ErrorIsNotAbsence,
+    /// A partner's echo of our mark is compared with what we know of ourselves (section 11).
+    MarkEcho,
 }
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 10] = [
         Self::DataDurable,
         Self::Intents,
         Self::Lease,
@@ -31,6 +40,9 @@ impl Step {
         Self::GuardPause,
         Self::LookAtWhatCameOut,
         Self::NamesDurable,
+        Self::PublishedDurable,
+        Self::ErrorIsNotAbsence,
+        Self::MarkEcho,
     ];
 }
 
