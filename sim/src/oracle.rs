@@ -8,6 +8,7 @@
 //! | No invention | often, and after each crash | each content in a tree was finished by a user somewhere, made by a power cut of a user's file, or is being written there now |
 //! | Convergence | at rest | all trees are equal: names, kinds, bytes, attributes, times of files |
 //! | No loss | at rest | each content that a user finished and nobody ended is in the tree, or preserved with a manifest entry |
+//! | No race | at rest | … and where it is preserved, it is so as *unseen*: it would be purged as something replaced knowingly |
 //! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11) |
 //! | No resurrection | at rest, no power cuts or old images since | what one user ended, and nobody else touched, is in no tree |
 //! | Once | at rest | a version names the same value wherever it is known |
@@ -219,25 +220,29 @@ impl Oracle {
 
     fn lost(&self, members: &[AtRest], out: &mut Vec<Violation>) {
         let mut there: BTreeSet<&Thing> = members.iter().flat_map(|m| contents(&m.tree)).collect();
+        let mut seen = BTreeSet::new();
         for member in members {
             for (path, entry) in &member.private {
-                if let Some(content) = &entry.content
-                    && member.kept.iter().any(|k| !k.pending && below(path, &k.place))
-                {
-                    there.insert(content);
+                let Some(content) = &entry.content else { continue };
+                for kept in member.kept.iter().filter(|k| !k.pending && below(path, &k.place)) {
+                    let class = if kept.unseen { &mut there } else { &mut seen };
+                    class.insert(content);
                 }
             }
         }
         for (content, fate) in &self.fates {
             let required = fate.finished > 0 && fate.ended.is_empty() && !fate.taken && !content.bytes().is_empty();
-            if required && !there.contains(content) {
-                let text = format!(
-                    "{} was finished at {}, nobody ended it, and it is neither in a tree nor preserved",
-                    show(content),
-                    seconds(fate.last)
-                );
-                out.push(Violation { invariant: "No loss", text });
+            if !required || there.contains(content) {
+                continue;
             }
+            let (invariant, where_) = if seen.contains(content) {
+                ("No race", "it is preserved only as something that was replaced knowingly")
+            } else {
+                ("No loss", "it is neither in a tree nor preserved")
+            };
+            let text =
+                format!("{} was finished at {}, nobody ended it, and {where_}", show(content), seconds(fate.last));
+            out.push(Violation { invariant, text });
         }
     }
 

@@ -10,7 +10,7 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_engine::{ChangeError, NewThing};
-use anabranch_model::{Attributes, Content, Hlc, Name, Timestamp, Uid, Version, is_reserved};
+use anabranch_model::{Attributes, Content, Hlc, Knowledge, Name, Timestamp, Uid, Version, is_reserved};
 use anabranch_volume::fs::{Fs, Kind, Stat};
 use anabranch_volume::hash::{Hashing, hash_file};
 
@@ -42,6 +42,8 @@ struct Found<D> {
     /// In use or unreadable: left for later, with all that it touches.
     dropped: bool,
     uid: Option<Uid>,
+    /// It continues a file that had its name a short while ago: what its user had seen of that one.
+    memory: Option<Knowledge>,
     /// It was given this UID because the view shows just such a thing here: our own work, attributes not yet applied.
     leftover: bool,
     /// Our own exchange put it there, on its way to where the view shows it.
@@ -167,7 +169,7 @@ where
             self.observe_at = Some(self.now);
         }
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
-        self.recent.retain(|_, (_, at)| at.0 >= keep);
+        self.recent.retain(|_, (_, at, _)| at.0 >= keep);
         self.moved_away.retain(|_, (_, at)| at.0 >= keep);
         Ok(())
     }
@@ -390,6 +392,7 @@ where
             attributes: Attributes::default(),
             dropped: false,
             uid: None,
+            memory: None,
             leftover: false,
             swapped: false,
             node: None,
@@ -491,6 +494,7 @@ where
             attributes: Attributes::default(),
             dropped: false,
             uid: None,
+            memory: None,
             leftover: false,
             swapped: false,
             node: None,
@@ -937,6 +941,7 @@ where
         for at in 0..batch.found.len() {
             let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
             let own = found.moved.as_ref().and_then(|n| n.uid);
+            let mut memory = None;
             let uid = if found.stat.kind == Kind::Directory {
                 None
             } else if own.is_some_and(|own| self.is_shown_at(&batch, found, own)) {
@@ -945,7 +950,11 @@ where
             } else if let Some(uid) = found.occupant.as_ref().filter(|n| !n.is_dir()).and_then(|n| n.uid) {
                 Some(uid)
             } else {
-                self.remembered(&batch, found)?.filter(|uid| Some(*uid) != own)
+                let hit = self.remembered(&batch, found)?.filter(|(uid, _)| Some(*uid) != own);
+                hit.map(|(uid, seen)| {
+                    memory = seen;
+                    uid
+                })
             };
             let Some(uid) = self.recorded(uid, found.stat.kind)?.filter(|uid| !claimed.contains(uid)) else { continue };
             claimed.insert(uid);
@@ -957,6 +966,7 @@ where
             }
             if let Some(found) = batch.found.get_mut(at) {
                 found.uid = Some(uid);
+                found.memory = memory;
             }
         }
         for at in 0..batch.found.len() {
@@ -1064,13 +1074,14 @@ where
             })
     }
 
-    /// The UID of a file that had this name a short while ago.
-    fn remembered(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Result<Option<Uid>> {
+    /// The UID of a file that had this name a short while ago, and what whoever took it away had seen of it.
+    fn remembered(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Result<Option<(Uid, Option<Knowledge>)>> {
         let Parent::Node(id) = found.parent else { return Ok(None) };
         let Some(parent) = self.node_uid(id)? else { return Ok(None) };
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
-        let hit = self.recent.get(&(parent, found.name.bytes().to_vec())).filter(|(_, at)| at.0 >= keep);
-        let Some(&(uid, _)) = hit else { return Ok(None) };
+        let hit = self.recent.get(&(parent, found.name.bytes().to_vec())).filter(|(_, at, _)| at.0 >= keep);
+        let Some((uid, _, seen)) = hit else { return Ok(None) };
+        let uid = *uid;
         // If the file itself came back to its name it is a move, not a new content.
         let back = found.moved.as_ref().is_some_and(|n| n.uid == Some(uid));
         // Its tombstone may be collected by now: then there is nothing to continue.
@@ -1078,7 +1089,8 @@ where
             return Ok(None);
         }
         let live = batch.found.iter().any(|f| f.uid == Some(uid));
-        Ok(Some(uid).filter(|_| !back && !live && found.stat.kind != Kind::Directory))
+        let free = !back && !live && found.stat.kind != Kind::Directory;
+        Ok(free.then(|| (uid, seen.clone())))
     }
 
     /// A UID that can still be written to by something of this kind: tombstones are collected, records forgotten after a
@@ -1120,7 +1132,7 @@ where
         let value = found.content.as_ref().map(|(c, _)| c.clone());
         // What the database last saw of this very UID on disk: only a difference from that is a local change.
         let base = [&found.occupant, &found.moved].into_iter().flatten().find(|n| n.uid == found.uid).cloned();
-        let (attributes, leftover) = (found.attributes.clone(), found.leftover);
+        let (attributes, leftover, memory) = (found.attributes.clone(), found.leftover, found.memory.clone());
         let unchanged = base.as_ref().and_then(|n| n.content.clone()).filter(|c| Some(&c.value) == value.as_ref());
         let mtime = stat.stamp.mtime;
         let uid = found.uid;
@@ -1148,8 +1160,9 @@ where
                         }
                     }
                     (Some(value), base) => {
-                        let seen = base.as_ref().and_then(|n| n.content.as_ref()).filter(|c| c.bytes.is_some());
-                        self.record_content(uid, value, mtime, stat.birth, seen.map(|c| &c.history))?;
+                        // The history of a candidate is empty: whoever changed it has not seen what is recorded.
+                        let seen = base.as_ref().and_then(|n| n.content.as_ref()).map(|c| &c.history);
+                        self.record_content(uid, value, mtime, stat.birth, seen.or(memory.as_ref()))?;
                     }
                     (None, _) => {}
                 }
@@ -1295,7 +1308,7 @@ where
         value: &Content,
         mtime: Timestamp,
         birth: Option<Timestamp>,
-        base: Option<&anabranch_model::Knowledge>,
+        base: Option<&Knowledge>,
     ) -> Result<()> {
         let record = self.records.record(uid)?;
         let facet = record.as_ref().and_then(|r| r.content.as_ref());
@@ -1367,7 +1380,8 @@ where
             let before = old.content.as_ref();
             let same = before.is_some_and(|c| c.value == *value && c.bytes.is_some());
             if !same {
-                let base = before.filter(|c| c.bytes.is_some()).map(|c| c.history.clone());
+                // The history of a candidate is empty: whoever changed it has not seen what is recorded.
+                let base = before.map(|c| c.history.clone());
                 self.record_content(uid, value, modified.stat.stamp.mtime, modified.stat.birth, base.as_ref())?;
             } else if old.stamp.mtime != modified.stat.stamp.mtime {
                 // The same bytes with another time: a touch, unless a newer content is on its way here.
@@ -1396,7 +1410,7 @@ where
                     value: value.clone(),
                     bytes: None,
                     version: Version::default(),
-                    history: anabranch_model::Knowledge::default(),
+                    history: Knowledge::default(),
                     provisional: *provisional,
                 },
             });
@@ -1453,7 +1467,7 @@ where
             if let Some(parent) = self.node_uid(node.parent)?
                 && !node.is_dir()
             {
-                self.recent.insert((parent, node.name.clone()), (uid, self.now));
+                self.recent.insert((parent, node.name.clone()), (uid, self.now, seen.clone()));
             }
             // A directory that the view does not show is not there as it should be: taken out by ourselves, before a crash
             // or a failed sync, or emptied into another.
@@ -1534,7 +1548,7 @@ where
                     value: value.clone(),
                     bytes: None,
                     version: Version::default(),
-                    history: anabranch_model::Knowledge::default(),
+                    history: Knowledge::default(),
                     provisional: *provisional,
                 });
             }

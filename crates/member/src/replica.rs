@@ -213,8 +213,8 @@ pub struct Replica<F: Fs, K: Kv> {
     /// Entries to look at again, and when; an empty name: the whole of that directory.
     pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
     pub(crate) observe_at: Option<Hlc>,
-    /// Names vacated a short while ago: (parent, name) -> UID and when.
-    pub(crate) recent: BTreeMap<(Uid, Vec<u8>), (Uid, Hlc)>,
+    /// Names vacated a short while ago: (parent, name) -> UID, when, and what was seen of its content.
+    pub(crate) recent: BTreeMap<(Uid, Vec<u8>), (Uid, Hlc, Option<Knowledge>)>,
     /// Places from which we moved something a short while ago: the node and when.
     pub(crate) moved_away: BTreeMap<(NodeId, Vec<u8>), (NodeId, Hlc)>,
     /// Where the walk through Todo stands, and whether it came to the end.
