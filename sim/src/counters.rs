@@ -3,6 +3,78 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use crate::plan::Trouble;
+use crate::trouble;
+use crate::users;
+
+/// What a long run must have seen besides troubles, faults and the habits of users.
+const REQUIRED: [&str; 56] = [
+    // The four cases (design, section 4), and what comes of them.
+    "replica: case 1: old",
+    "replica: case 2: descendant",
+    "replica: case 3: equal",
+    "replica: case 4: concurrent",
+    "replica: resolutions",
+    "replica: preserved as unseen",
+    "replica: adopted",
+    "replica: contents reused",
+    "replica: installs",
+    "replica: passes",
+    "histories that keep losers of a name beside",
+    "histories that preserve losers of a name",
+    // Power cuts, and what they leave of what was not synced.
+    "power cuts",
+    "processes killed",
+    "names lost by power cuts",
+    "file after power cut: Old",
+    "file after power cut: Empty",
+    "file after power cut: Zeros",
+    "file after power cut: Torn",
+    "file after power cut: Unfinished",
+    "stops in the middle of an install",
+    "stops shortly after somebody changed something",
+    "replica: intents completed or undone",
+    "files damaged by a sync that failed",
+    // Errors where they matter most.
+    "fault: Io on List",
+    "fault: Io on Stat",
+    "fault: Io on Read",
+    "fault: Io on Write",
+    "fault: Io on SyncFile",
+    "fault: Io on SyncDir",
+    "fault: Io on SyncAll",
+    "fault: NoSpace on Write",
+    "syncs that took long",
+    // Leases, and users who come at the worst moment.
+    "operations in the middle of a call",
+    "opens that waited for a lease",
+    "opens past their lookup in the middle of a call",
+    "replica: in use before the exchange",
+    "replica: taken back after the exchange",
+    // Clocks.
+    "histories with clocks that differ",
+    "clocks set forwards",
+    "clocks set back",
+    "clocks far in the future",
+    "event 7003",
+    // Networks.
+    "messages lost",
+    "messages that others overtook",
+    "broken passes",
+    "links closed by a member",
+    // Old images.
+    "members put back to an image",
+    "members put back and left alone",
+    "members copied to other hardware",
+    "event 2004",
+    // Sizes and forms.
+    "histories with one writer",
+    "histories with many writers",
+    "histories in a Mesh",
+    "histories in a Hub",
+    "histories in a Chain",
+];
+
 /// Counts by name.
 #[derive(Clone, Default, Debug)]
 pub(crate) struct Counters(BTreeMap<String, u64>);
@@ -13,7 +85,7 @@ impl Counters {
         self.add(name, 1);
     }
 
-    /// So many more. A count of zero is kept too: it names what could have occurred.
+    /// So many more.
     pub(crate) fn add(&mut self, name: &str, count: u64) {
         match self.0.get_mut(name) {
             Some(sum) => *sum += count,
@@ -35,14 +107,27 @@ impl Counters {
         self.0.get(name).copied().unwrap_or(0)
     }
 
-    /// Names that never occurred.
-    pub(crate) fn never(&self) -> impl Iterator<Item = &str> {
-        self.0.iter().filter(|(_, count)| **count == 0).map(|(name, _)| &**name)
+    /// What a long run must have seen, and did not.
+    pub(crate) fn never(&self) -> Vec<String> {
+        required().into_iter().filter(|name| self.of(name) == 0).collect()
     }
+}
+
+/// Names of all that a long run must have seen.
+fn required() -> Vec<String> {
+    let mut names: Vec<String> = REQUIRED.iter().map(|&name| name.to_owned()).collect();
+    names.extend(Trouble::RATES.iter().map(|(trouble, _)| format!("trouble: {trouble:?}")));
+    names.extend(trouble::FAULTS.iter().map(|(fault, ..)| format!("faults: {fault}")));
+    names.extend(users::KINDS.iter().map(|(kind, _)| format!("user: {kind}")));
+    names.extend((2..=8).map(|members| format!("histories of {members} members")));
+    names
 }
 
 impl fmt::Display for Counters {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|(name, count)| writeln!(f, "{count:>12}  {name}"))
+        let mut all = self.clone();
+        // A row for what never came, too.
+        required().iter().for_each(|name| all.add(name, 0));
+        all.0.iter().try_for_each(|(name, count)| writeln!(f, "{count:>12}  {name}"))
     }
 }

@@ -6,6 +6,7 @@ use crate::counters::Counters;
 use crate::machine::Opener;
 use crate::oracle::{AtRest, Violation};
 use crate::plan::Plan;
+use crate::trouble;
 use crate::world::{Event, World};
 
 /// How long the members have to come to rest after everything was mended: simulated microseconds, and events.
@@ -54,10 +55,9 @@ pub(crate) fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
 fn people(world: &mut World<'_>) {
     loop {
         let done: u64 = world.members.iter().map(|m| m.crowd().done).sum();
-        if done >= world.plan.operations
-            || world.now > 4 * world.plan.ends + 600_000_000
-            || !world.violations.is_empty()
-        {
+        let errands = world.errands > 0;
+        let limit = 4 * world.plan.ends + if errands { 3_000_000_000 } else { 600_000_000 };
+        if (done >= world.plan.operations && !errands) || world.now > limit || !world.violations.is_empty() {
             break;
         }
         if !world.step() {
@@ -115,7 +115,7 @@ fn ask(world: &mut World<'_>, left: Option<&Tree>) {
     let mut members = Vec::new();
     for member in &world.members {
         let Some(machine) = &member.machine else { continue };
-        match AtRest::of(&member.name, &member.fs, &**machine) {
+        match AtRest::of(&member.name, &member.fs, &**machine, world.not_ahead()) {
             Ok(at_rest) => members.push(at_rest),
             Err(text) => world.violations.push(Violation { invariant: "Progress", text }),
         }
@@ -133,23 +133,35 @@ fn figures(world: &mut World<'_>) {
     });
     world.counters.count(&format!("histories in a {:?}", world.plan.topology));
     world.counters.count(&format!("histories of {} members", world.plan.members));
+    world.counters.count(if world.plan.keep_beside {
+        "histories that keep losers of a name beside"
+    } else {
+        "histories that preserve losers of a name"
+    });
+    let (least, most) = (world.plan.skews.iter().min(), world.plan.skews.iter().max());
+    world.counters.add("histories with clocks that differ", u64::from(least != most));
     world.counters.add("events", world.events);
+    (0..world.members.len()).for_each(|number| world.count_figures(number));
     for member in &world.members {
         let crowd = member.crowd();
         world.counters.add("operations", crowd.done);
         world.counters.add("operations in the middle of a call", crowd.interloped);
+        world.counters.add("opens past their lookup in the middle of a call", crowd.looked_up);
+        world.counters.add("stops in the middle of an install", crowd.ambushed);
         for (kind, count) in crowd.kinds() {
             world.counters.add(&format!("user: {kind}"), count);
         }
         drop(crowd);
+        world.counters.add("opens that waited for a lease", member.fs.opens_that_waited());
         member.fs.faults(|faults| {
+            for (name, fault, calls, _) in trouble::FAULTS {
+                let sum = calls.iter().map(|call| faults.happened(*call, fault)).sum();
+                world.counters.add(&format!("faults: {name}"), sum);
+            }
             for (call, fault, count) in faults.all_happened() {
                 world.counters.add(&format!("fault: {fault:?} on {call:?}"), count);
             }
         });
-        for (what, count) in member.machine.iter().flat_map(|m| m.figures()) {
-            world.counters.add(&format!("replica: {what}"), count);
-        }
     }
 }
 

@@ -84,6 +84,8 @@ pub(crate) struct Start {
     pub(crate) fresh: Box<dyn FnMut() -> ReplicaId + Send>,
     /// Bytes for staging.
     pub(crate) staging_bytes: u64,
+    /// Bytes of a page of records, about.
+    pub(crate) page_bytes: usize,
 }
 
 /// Named counters of a replica, for the table of what occurred.
@@ -112,10 +114,13 @@ pub(crate) trait Machine {
     /// A sentence, when its database cannot be read.
     fn preserved(&self) -> Result<Vec<Kept>, String>;
     /// (number of a version and what it names, hash of the value) of all records: one version names one value for ever.
+    /// Numbers after `until` are left out: a clock that was ahead issued them, and nobody takes them in before that time.
     ///
     /// # Errors
     /// As [`Self::preserved`].
-    fn versions(&self) -> Result<Vec<(String, [u8; 32])>, String>;
+    fn versions(&self, until: Hlc) -> Result<Vec<(String, [u8; 32])>, String>;
+    /// The latest time that any of its records carries.
+    fn clock(&self) -> Hlc;
     /// What happened so far.
     fn figures(&self) -> Figures;
     /// Closes properly.

@@ -231,6 +231,7 @@ mod broken {
         /// Looks for histories that show a mutant.
         pub(crate) fn hunt(&self, mutant: Mutant, control: &Control) -> (Hunt, Option<Caught>) {
             let (hunt, stop) = (Mutex::new(Hunt::default()), AtomicBool::new(false));
+            let caught = Mutex::new(None);
             self.each(self.from, self.histories, &stop, &|seed| {
                 let shown = mutant.with(|| (self.run)(seed));
                 let alone = shown.is_empty() || (self.run)(seed).is_empty();
@@ -246,13 +247,13 @@ mod broken {
                 for invariant in invariants(&shown) {
                     hunt.by.entry(invariant).and_modify(|(count, ..)| *count += 1);
                 }
-                if hunt.verdict(control).is_some() {
-                    stop.store(true, Ordering::Relaxed);
-                }
+                // The first verdict stands, whatever the histories that other threads were at come to.
+                let mut caught = caught.lock().unwrap_or_else(PoisonError::into_inner);
+                *caught = caught.take().or_else(|| hunt.verdict(control));
+                stop.store(caught.is_some(), Ordering::Relaxed);
             });
-            let hunt = hunt.into_inner().unwrap_or_else(PoisonError::into_inner);
-            let verdict = hunt.verdict(control);
-            (hunt, verdict)
+            let caught = caught.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (hunt.into_inner().unwrap_or_else(PoisonError::into_inner), caught)
         }
 
         fn each(&self, from: u64, count: u64, stop: &AtomicBool, body: &(dyn Fn(u64) + Sync)) {

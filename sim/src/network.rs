@@ -38,8 +38,8 @@ impl End {
 /// Messages on their way in one direction of one lane.
 #[derive(Default)]
 struct Lane {
-    /// When each arrives, and what it is.
-    queue: VecDeque<(u64, Envelope)>,
+    /// When each arrives, how many were sent before it anywhere, and what it is.
+    queue: VecDeque<(u64, u64, Envelope)>,
     /// When the last one arrives: none may overtake it.
     last: u64,
 }
@@ -90,13 +90,13 @@ impl Connection {
         self.lanes.iter().flatten().all(|l| l.queue.is_empty())
     }
 
-    /// Puts a message on its way from `end`; says when it arrives and in which lane. To nobody where the other end is
+    /// Puts a message, with its number, on its way from `end`; says when it arrives and in which lane. To nobody where the other end is
     /// gone.
     pub(crate) fn send(
         &mut self,
         end: End,
         now: u64,
-        envelope: Envelope,
+        (number, envelope): (u64, Envelope),
         rng: &mut Rng,
         lanes: bool,
     ) -> Option<(u64, usize)> {
@@ -107,18 +107,18 @@ impl Connection {
         let flight = self.latency + rng.below(self.jitter + 1) + size.saturating_mul(1_000_000) / self.rate.max(1);
         let at = (now + flight).max(line.last + 1);
         line.last = at;
-        line.queue.push_back((at, envelope));
+        line.queue.push_back((at, number, envelope));
         Some((at, lane))
     }
 
-    /// What `end` sent in that lane and has arrived by now.
-    pub(crate) fn arrived(&mut self, end: End, lane: usize, now: u64) -> Option<Envelope> {
+    /// What `end` sent in that lane and has arrived by now, with its number.
+    pub(crate) fn arrived(&mut self, end: End, lane: usize, now: u64) -> Option<(u64, Envelope)> {
         if self.cut[end as usize] {
             return None;
         }
         let line = &mut self.lanes[end as usize][lane];
         match line.queue.front() {
-            Some((at, _)) if *at <= now => line.queue.pop_front().map(|(_, envelope)| envelope),
+            Some((at, ..)) if *at <= now => line.queue.pop_front().map(|(_, number, envelope)| (number, envelope)),
             _ => None,
         }
     }

@@ -11,12 +11,14 @@
 //! | No race | at rest | … and where it is preserved, it is so as *unseen*: it would be purged as something replaced knowingly |
 //! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11) |
 //! | No resurrection | at rest, no power cuts or old images since | what one user ended, and nobody else touched, is in no tree |
-//! | Once | at rest | a version names the same value wherever it is known |
+//! | Once | often, and at rest | a version names the same value, and is of the same thing, wherever and whenever it is known |
+//! | Clock | often | no record carries a time more than ten minutes ahead of what a member's own clock ever showed |
 //! | Bounds | at rest | staging within its quota; no private file in the tree; the manifest names what is preserved |
 //! | Progress | | rest is reached |
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use anabranch_model::Hlc;
 use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Deed, SimFs, Thing, Tree, Wreck};
 
@@ -75,17 +77,17 @@ pub(crate) struct AtRest {
 }
 
 impl AtRest {
-    /// Looks at a member.
+    /// Looks at a member; at versions with numbers through `until`.
     ///
     /// # Errors
     /// A sentence, when its database cannot be read.
-    pub(crate) fn of(name: &str, fs: &SimFs, machine: &dyn Machine) -> Result<Self, String> {
+    pub(crate) fn of(name: &str, fs: &SimFs, machine: &dyn Machine, until: Hlc) -> Result<Self, String> {
         Ok(Self {
             name: name.to_owned(),
             tree: fs.tree(),
             private: fs.private_tree(),
             kept: machine.preserved()?,
-            versions: machine.versions()?,
+            versions: machine.versions(until)?,
         })
     }
 }
@@ -197,7 +199,7 @@ impl Oracle {
         converged(members, &mut out);
         self.lost(members, &mut out);
         self.resurrected(members, &mut out);
-        self.once(members, &mut out);
+        members.iter().for_each(|m| self.once(&m.name, &m.versions, &mut out));
         members.iter().for_each(|m| bounds(m, staging_bytes, &mut out));
         if let Some(tree) = writer {
             self.intent(members, tree, &mut out);
@@ -272,13 +274,12 @@ impl Oracle {
         }
     }
 
-    fn once(&mut self, members: &[AtRest], out: &mut Vec<Violation>) {
-        for member in members {
-            for (version, value) in &member.versions {
-                if *self.versions.entry(version.clone()).or_insert(*value) != *value {
-                    let text = format!("{}: {version} has another value than elsewhere", member.name);
-                    out.push(Violation { invariant: "Once", text });
-                }
+    /// Takes note of what a member's versions name, and asks whether they ever named anything else.
+    pub(crate) fn once(&mut self, name: &str, versions: &[(String, [u8; 32])], out: &mut Vec<Violation>) {
+        for (version, value) in versions {
+            if *self.versions.entry(version.clone()).or_insert(*value) != *value {
+                let text = format!("{name}: {version} has another value than elsewhere");
+                out.push(Violation { invariant: "Once", text });
             }
         }
     }

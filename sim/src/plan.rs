@@ -107,6 +107,11 @@ pub(crate) struct Plan {
     pub(crate) skews: Vec<i64>,
     /// Messages of one link may overtake one another between lanes.
     pub(crate) lanes: bool,
+    /// How many names people use, and how deep they go: with few they meet all the time.
+    pub(crate) names: usize,
+    pub(crate) depth: usize,
+    /// Bytes of one page of records, about.
+    pub(crate) page_bytes: usize,
 }
 
 impl Plan {
@@ -159,7 +164,10 @@ impl Plan {
             troubles,
             staging_bytes: *rng.pick(&[4 << 10, 64 << 10, 4 << 20]).unwrap_or(&(4 << 20)),
             skews,
-            lanes: false,
+            lanes: rng.chance(1, 2),
+            names: *rng.pick(&[2, 3, 9, 9]).unwrap_or(&9),
+            depth: *rng.pick(&[1, 2, 3, 3]).unwrap_or(&3),
+            page_bytes: *rng.pick(&[300, 3000, 1 << 20]).unwrap_or(&(1 << 20)),
         }
     }
 

@@ -2,7 +2,7 @@
 
 use anabranch_engine::kv::KvError;
 use anabranch_member::{Config, Input as In, Limits, LinkId, Output as Out, Partner, Phase, RecoveryPolicy, Replica};
-use anabranch_model::{FolderId, Hlc, Record, Uid};
+use anabranch_model::{FolderId, Hlc, Record, Uid, Version};
 use anabranch_volume::simulated::SimFs;
 
 use crate::kv::SimKv;
@@ -15,7 +15,8 @@ struct Member(Replica<SimFs, SimKv>);
 /// # Errors
 /// A sentence: it cannot start now.
 pub(crate) fn open(start: Start) -> Result<Box<dyn Machine>, String> {
-    let limits = Limits { staging_bytes: start.staging_bytes, batch_installs: 16, ..Limits::default() };
+    let (staging_bytes, page_bytes) = (start.staging_bytes, start.page_bytes);
+    let limits = Limits { staging_bytes, page_bytes, batch_installs: 16, ..Limits::default() };
     let config = Config {
         folder: FolderId([7; 16]),
         folder_name: "sim/folder".into(),
@@ -115,15 +116,19 @@ impl Machine for Member {
         }
     }
 
-    fn versions(&self) -> Result<Vec<(String, [u8; 32])>, String> {
+    fn versions(&self, until: Hlc) -> Result<Vec<(String, [u8; 32])>, String> {
         let mut out = Vec::new();
         let mut after: Option<Uid> = None;
         loop {
             let page = self.0.records().records(after, 1000).map_err(|e: KvError| chain(&e))?;
             let Some(last) = page.last() else { return Ok(out) };
             after = Some(last.uid);
-            page.iter().for_each(|record| values(record, &mut out));
+            page.iter().for_each(|record| values(record, until, &mut out));
         }
+    }
+
+    fn clock(&self) -> Hlc {
+        self.0.records().clock()
     }
 
     fn figures(&self) -> Figures {
@@ -152,24 +157,25 @@ impl Machine for Member {
     }
 }
 
-/// What each version in a record names: the value and the stamp. The maps are joined as time goes by and are no part of
-/// it.
-fn values(record: &Record, out: &mut Vec<(String, [u8; 32])>) {
-    let mut push = |facet: &str, version: String, value: String| {
-        out.push((format!("{:?} {facet} {version}", record.uid), *blake3::hash(value.as_bytes()).as_bytes()));
+/// What each version in a record names: the thing, the value and the stamp. The maps are joined as time goes by and are no
+/// part of it.
+fn values(record: &Record, until: Hlc, out: &mut Vec<(String, [u8; 32])>) {
+    let mut push = |facet: &str, version: Version, value: String| {
+        if version.sequence.0 > until.0 {
+            return;
+        }
+        let hash = |text: String| *blake3::hash(text.as_bytes()).as_bytes();
+        out.push((format!("version {version}"), hash(format!("{:?}", record.uid))));
+        out.push((format!("{:?} {facet} {version}", record.uid), hash(value)));
     };
     let placement = &record.placement;
-    push(
-        "placement",
-        placement.written.version.to_string(),
-        format!("{:?} {:?}", placement.value, placement.written.time),
-    );
+    push("placement", placement.written.version, format!("{:?} {:?}", placement.value, placement.written.time));
     if let Some(content) = &record.content {
         let value = format!("{:?} {:?} {:?} {:?}", content.value, content.mtime, content.bytes, content.written.time);
-        push("content", content.written.version.to_string(), value);
+        push("content", content.written.version, value);
     }
     if let Some(attributes) = &record.attributes {
         let value = format!("{:?} {:?} {:?}", attributes.value, attributes.directory_mtime, attributes.written.time);
-        push("attributes", attributes.written.version.to_string(), value);
+        push("attributes", attributes.written.version, value);
     }
 }

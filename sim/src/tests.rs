@@ -37,8 +37,11 @@ impl Machine for Wrong {
     fn preserved(&self) -> Result<Vec<Kept>, String> {
         Ok(Vec::new())
     }
-    fn versions(&self) -> Result<Vec<(String, [u8; 32])>, String> {
+    fn versions(&self, _until: Hlc) -> Result<Vec<(String, [u8; 32])>, String> {
         Ok(vec![("a version".into(), [self.fs.tree().len() as u8; 32])])
+    }
+    fn clock(&self) -> Hlc {
+        Hlc(0)
     }
     fn figures(&self) -> Figures {
         Vec::new()

@@ -4,10 +4,11 @@ use anabranch_volume::simulated::{Call, Fault, Faults};
 
 use crate::network::End;
 use crate::plan::Trouble;
-use crate::world::{Event, Stop, World};
+use crate::users::Ambush;
+use crate::world::{Event, SYNC_TIME, Stop, World};
 
 /// Calls that fail together, how, and how often in a million.
-const FAULTS: [(&str, Fault, &[Call], u32); 9] = [
+pub(crate) const FAULTS: [(&str, Fault, &[Call], u32); 9] = [
     ("ENOSPC", Fault::NoSpace, &[Call::Write, Call::CreateFile, Call::CreateDir, Call::SetSize], 200_000),
     ("EDQUOT", Fault::Quota, &[Call::Write, Call::CreateFile, Call::RenameNew, Call::CreateDir], 200_000),
     ("EIO on read", Fault::Io, &[Call::Read, Call::OpenFile, Call::DataRange, Call::ReadLink], 200_000),
@@ -28,6 +29,9 @@ const FAULTS: [(&str, Fault, &[Call], u32); 9] = [
     ),
     ("EMFILE", Fault::TooManyOpen, &[Call::OpenFile, Call::OpenDir, Call::CreateFile, Call::OpenPrivate], 100_000),
 ];
+
+/// Calls of an install after which a stop is most likely to find what is wrong with its order.
+const INSTALLS: [Call; 5] = [Call::Exchange, Call::Exchange, Call::RenameNew, Call::SyncDir, Call::Pause];
 
 impl World<'_> {
     /// Something begins to go wrong.
@@ -71,6 +75,11 @@ impl World<'_> {
                 self.say(|| format!("member {member}: {what}"));
                 let fs = &self.members[member].fs;
                 fs.faults(|f| calls.iter().for_each(|c| f.set(*c, fault, rate)));
+                if calls.contains(&Call::List) || calls.contains(&Call::Stat) {
+                    // Errors in enumeration matter while something is enumerated.
+                    self.members[member].fs.overflow_hints();
+                    self.plan_hints(member);
+                }
                 self.some_time(over);
             }
             Trouble::FullDisk => {
@@ -87,12 +96,14 @@ impl World<'_> {
             Trouble::ClockJump => {
                 let far = *self.rng.pick(&[2_000_000, 60_000_000, 540_000_000]).unwrap_or(&0);
                 let jump = i64::try_from(self.rng.below(far)).unwrap_or(0);
-                let skew = &mut self.members[member].skew;
-                *skew += if jump % 2 == 0 { jump } else { -jump };
+                let forwards = jump % 2 == 0;
+                self.members[member].skew += if forwards { jump } else { -jump };
+                self.counters.count(if forwards { "clocks set forwards" } else { "clocks set back" });
             }
             Trouble::ClockFuture => {
                 let far = self.rng.between(700_000_000, 200_000_000_000);
                 self.members[member].skew += i64::try_from(far).unwrap_or(0);
+                self.counters.count("clocks far in the future");
                 self.some_time(over);
             }
             Trouble::Overflow => {
@@ -142,7 +153,7 @@ impl World<'_> {
             Trouble::SlowLink => self.good_links(),
             Trouble::Faults => self.members[number].fs.faults(Faults::clear),
             Trouble::FullDisk => self.members[number].fs.configure(|c| c.capacity = 1 << 30),
-            Trouble::SlowDisk => self.members[number].sync_time = 200,
+            Trouble::SlowDisk => self.members[number].sync_time = SYNC_TIME,
             Trouble::ClockFuture => self.members[number].skew = 0,
             Trouble::Rollback => self.roll_back(number, false),
             Trouble::Copied => self.roll_back(number, true),
@@ -176,12 +187,13 @@ impl World<'_> {
             let member = &mut self.members[number];
             member.image = None;
             member.skew = member.skew.clamp(-1_000_000, 1_000_000);
-            member.sync_time = 200;
+            member.sync_time = SYNC_TIME;
             member.mounted = true;
             member.fs.set_mounted(true);
             member.fs.faults(Faults::clear);
             member.fs.configure(|c| c.capacity = 1 << 30);
             member.fs.unmount_all();
+            member.crowd().ambush = None;
             if member.stop.take().is_some() && member.power.is_on() {
                 member.power.restore();
             }
@@ -203,16 +215,32 @@ impl World<'_> {
         self.after(delay, over);
     }
 
-    /// The stop comes after a few more steps of the member's disk and database, so between any two of them.
+    /// The stop comes after a few more steps of the member's disk and database, so between any two of them; or in the
+    /// middle of an install; or shortly after somebody changed something.
     fn stop_soon(&mut self, number: usize, stop: Stop) {
+        let way = self.rng.below(3);
         let steps = self.rng.below(*self.rng.clone().pick(&[1, 8, 40, 200]).unwrap_or(&1));
-        let limit = self.rng.between(1000, 2_000_000);
+        let ambush = if way == 0 {
+            let call = *self.rng.pick(&INSTALLS).unwrap_or(&Call::Exchange);
+            Ambush::Call { call, left: self.rng.below(4), steps: self.rng.below(8) }
+        } else {
+            Ambush::Deed { delay: self.rng.below(*self.rng.clone().pick(&[20_000, 200_000, 2_000_000]).unwrap_or(&1)) }
+        };
+        let limit = if way == 2 {
+            self.rng.between(1000, 2_000_000)
+        } else {
+            self.rng.between(1000, 2_000_000 + self.plan.ends / 4)
+        };
         let member = &mut self.members[number];
         if member.machine.is_none() || member.stop.is_some() {
             return;
         }
         member.stop = Some(stop);
-        member.power.cut_after(steps);
+        if way == 2 {
+            member.power.cut_after(steps);
+        } else {
+            member.crowd().ambush = Some(ambush);
+        }
         let boot = member.boot;
         self.after(limit, Event::Off { member: number, boot });
     }

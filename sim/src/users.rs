@@ -32,6 +32,8 @@ pub(crate) enum Op {
     Link(Path, Path),
     Sync(Path),
     Open(Path, Mode),
+    /// The first half of it: the open takes effect a little later, wherever the file is by then.
+    LookUp(Path, Mode),
     /// To the file opened last by this program.
     Put(Vec<u8>),
     /// The same, through a mapping.
@@ -46,10 +48,26 @@ struct Program {
     open: Option<UserHandle>,
 }
 
+/// What a planned stop of the machine waits for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Ambush {
+    /// This call, so many times; then the power goes so many steps later.
+    Call { call: Call, left: u64, steps: u64 },
+    /// That somebody changes something; then it goes so many microseconds later.
+    Deed { delay: u64 },
+}
+
 /// The people at one member.
 pub(crate) struct Crowd {
     member: usize,
     rng: Rng,
+    /// Names in use, and how deep they go.
+    names: usize,
+    depth: usize,
+    /// When time last went on.
+    now: u64,
+    /// The machine stops when this comes.
+    pub(crate) ambush: Option<Ambush>,
     written: u64,
     earlier: Vec<Vec<u8>>,
     programs: Vec<Program>,
@@ -59,6 +77,10 @@ pub(crate) struct Crowd {
     pub(crate) done: u64,
     /// Of these, in the middle of a call.
     pub(crate) interloped: u64,
+    /// Opens caught between their halves.
+    pub(crate) looked_up: u64,
+    /// Stops that came where they were waited for.
+    pub(crate) ambushed: u64,
     /// No more new programs begin.
     pub(crate) retired: bool,
     /// Contents whose place or attributes somebody here changed.
@@ -69,7 +91,7 @@ pub(crate) struct Crowd {
 }
 
 /// What people do, and how often, in parts of the sum.
-const KINDS: [(&str, u64); 25] = [
+pub(crate) const KINDS: [(&str, u64); 25] = [
     ("write", 26),
     ("append", 6),
     ("vim save", 6),
@@ -109,16 +131,22 @@ fn parent(path: &[u8]) -> &[u8] {
 
 impl Crowd {
     /// Nobody has done anything yet.
-    pub(crate) fn new(member: usize, rng: Rng) -> Self {
+    pub(crate) fn new(member: usize, rng: Rng, names: usize, depth: usize) -> Self {
         Self {
             member,
             rng,
+            names: names.clamp(1, NAMES.len()),
+            depth,
+            now: 0,
+            ambush: None,
             written: 0,
             earlier: Vec::new(),
             programs: Vec::new(),
             worst_moment: 0,
             done: 0,
             interloped: 0,
+            looked_up: 0,
+            ambushed: 0,
             retired: false,
             handled: Vec::new(),
             log: Vec::new(),
@@ -150,10 +178,14 @@ impl Crowd {
     /// The machine lost its power: programs end where they are.
     pub(crate) fn die(&mut self) {
         self.programs.clear();
+        self.ambush = None;
     }
 
     /// Does what is due.
     pub(crate) fn run(&mut self, fs: &SimFs, now: u64) {
+        self.now = now;
+        // What was on its way into a file has got there by now.
+        fs.users_arrive();
         while let Some(at) = self.programs.iter().position(|p| p.at <= now) {
             let Some((_, op)) = self.programs[at].steps.pop_front() else {
                 self.programs.swap_remove(at);
@@ -179,6 +211,7 @@ impl Crowd {
         if self.retired {
             return;
         }
+        fs.users_arrive();
         let tree = fs.tree();
         let (kind, steps) = self.choose(&tree);
         if steps.is_empty() {
@@ -199,14 +232,26 @@ impl Crowd {
         }
     }
 
-    /// Somebody acts while the member is in the middle of something.
+    /// The member is in the middle of something: somebody may act, or the machine stop.
     pub(crate) fn interlope(&mut self, fs: &SimFs, call: Call) {
+        if let Some(Ambush::Call { call: awaited, left, steps }) = &mut self.ambush
+            && call == *awaited
+        {
+            if *left > 0 {
+                *left -= 1;
+            } else {
+                fs.power().cut_after(*steps);
+                self.ambushed += 1;
+                self.ambush = None;
+            }
+        }
         if self.retired || !self.rng.chance(self.worst_moment, 1000) {
             return;
         }
         let tree = fs.tree();
-        let op = match self.rng.below(10) {
+        let op = match self.rng.below(11) {
             0..=3 => self.write(&tree),
+            10 => return self.look_up(fs, &tree, call),
             4 => match self.file(&tree) {
                 Some(path) => Op::Append(path, self.content()),
                 None => return,
@@ -225,11 +270,31 @@ impl Crowd {
                 _ => return,
             },
         };
+        self.note_call(call);
+        let _ = self.act(fs, &op, &mut None);
+    }
+
+    /// Somebody begins to open a file: his path was looked up before what the member does now, and he gets there after.
+    fn look_up(&mut self, fs: &SimFs, tree: &Tree, call: Call) {
+        let (Some(path), Some(mode)) = (self.file(tree), self.rng.pick(&[Mode::Truncate, Mode::Append]).copied())
+        else {
+            return;
+        };
+        self.note_call(call);
+        let mut open = None;
+        if self.act(fs, &Op::LookUp(path, mode), &mut open).is_ok() {
+            self.looked_up += 1;
+            let content = self.content();
+            let steps = [(0, Op::Put(content)), (self.rng.below(2000), Op::Close)].into();
+            self.programs.push(Program { at: self.now, steps, open });
+        }
+    }
+
+    fn note_call(&mut self, call: Call) {
         if self.prints {
             self.log.push(format!("(before {call:?})"));
         }
         self.interloped += 1;
-        let _ = self.act(fs, &op, &mut None);
     }
 
     fn act(&mut self, fs: &SimFs, op: &Op, open: &mut Option<UserHandle>) -> io::Result<()> {
@@ -250,6 +315,7 @@ impl Crowd {
             Op::Link(from, to) => fs.link(from, to),
             Op::Sync(path) => fs.user_sync(path),
             Op::Open(path, mode) => fs.user_open(path, *mode).map(|handle| *open = Some(handle)),
+            Op::LookUp(path, mode) => fs.user_look_up(path, *mode).map(|handle| *open = Some(handle)),
             Op::Put(bytes) => {
                 open.iter().for_each(|h| fs.user_put(*h, None, bytes));
                 Ok(())
@@ -335,10 +401,10 @@ impl Crowd {
     /// A path that may or may not be taken, not deep.
     fn somewhere(&mut self, tree: &Tree) -> Path {
         let mut dir = self.directory(tree);
-        while dir.iter().filter(|&&b| b == b'/').count() >= 3 {
+        while !dir.is_empty() && dir.iter().filter(|&&b| b == b'/').count() >= self.depth {
             dir = parent(&dir).to_vec();
         }
-        let name = NAMES[self.rng.index(NAMES.len())];
+        let name = NAMES[self.rng.index(self.names)];
         join(&dir, name)
     }
 
@@ -488,6 +554,7 @@ fn show(op: &Op) -> String {
         Op::Link(a, b) => format!("link {} {}", path(a), path(b)),
         Op::Sync(p) => format!("sync {}", path(p)),
         Op::Open(p, mode) => format!("open {} {mode:?}", path(p)),
+        Op::LookUp(p, mode) => format!("look up {} to open it {mode:?}", path(p)),
         Op::Put(b) => format!("put {}", text(b)),
         Op::Store(b) => format!("store {}", text(b)),
         Op::Close => "close".into(),

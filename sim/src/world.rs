@@ -10,21 +10,28 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anabranch_engine::MemoryKv;
 use anabranch_model::{Hlc, ReplicaId};
 use anabranch_net::message::Message;
-use anabranch_volume::simulated::{Call, DiskConfig, Image, Power, Rng, SimClock, SimFs, Thing};
+use anabranch_volume::simulated::{Call, Deed, DiskConfig, Image, Power, Rng, SimClock, SimFs, Thing};
 
 use crate::counters::Counters;
 use crate::kv::SimKv;
 use crate::machine::{Input, Machine, Opener, Output, Role, Start};
 use crate::network::{Connection, End, LANES};
 use crate::oracle::{Oracle, Violation};
-use crate::plan::{Plan, Trouble};
+use crate::plan::Plan;
 use crate::trace::Trace;
-use crate::users::Crowd;
+use crate::users::{Ambush, Crowd};
 
 /// What members' clocks show when a history begins, microseconds since 1970.
 const BEGIN: u64 = 1_700_000_000_000_000;
 /// How long a connection is tried before its ends give it up, at most.
 const GIVE_UP: u64 = 20_000_000;
+
+/// How long one sync takes on a good disk, microseconds.
+pub(crate) const SYNC_TIME: u64 = 200;
+/// How long a member that lost its power stamps nothing before it heard a partner (design, section 11), and a little more.
+const HOLD: u64 = 605_000_000;
+/// How far a time may be ahead (design, section 4), and a little more.
+const AHEAD: u64 = 601_000_000;
 
 /// How often a member may ask to be called at once, in a row.
 const SPINS_MAX: u32 = 2000;
@@ -46,6 +53,10 @@ pub(crate) enum Event {
     Dial { connection: usize },
     /// Somebody, somewhere, begins something.
     Begin,
+    /// Somebody at this member begins something.
+    Errand { member: usize },
+    /// A member that was left alone is reached again.
+    Company { member: usize },
     /// A running program of a user goes on.
     Program { member: usize },
     /// The next planned trouble.
@@ -89,6 +100,10 @@ pub(crate) struct Member {
     pub(crate) mounted: bool,
     /// How long one sync takes, microseconds.
     pub(crate) sync_time: u64,
+    /// The latest that its clock ever showed, microseconds since 1970.
+    latest: u64,
+    /// The highest number of a message that it received.
+    received: u64,
     /// Busy with its last step until then.
     busy: u64,
     wake_at: Option<u64>,
@@ -115,6 +130,10 @@ pub(crate) struct World<'a> {
     /// Troubles are over: what breaks now is mended at once.
     pub(crate) healing: bool,
     pub(crate) events: u64,
+    /// Errands that are still to be done: people do not go home before.
+    pub(crate) errands: u64,
+    /// Messages sent so far.
+    sent: u64,
     queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
     sequence: u64,
     next_link: u64,
@@ -131,8 +150,9 @@ impl Member {
         (BEGIN + now).saturating_add_signed(self.skew)
     }
 
-    fn set_clock(&self, now: u64) -> Hlc {
+    fn set_clock(&mut self, now: u64) -> Hlc {
         let time = self.clock_at(now);
+        self.latest = self.latest.max(time);
         self.clock.set(i64::try_from(time).unwrap_or(i64::MAX / 1000).saturating_mul(1000));
         Hlc(time)
     }
@@ -158,6 +178,8 @@ impl<'a> World<'a> {
             break_passes: 0,
             healing: false,
             events: 0,
+            errands: 0,
+            sent: 0,
             queue: BinaryHeap::new(),
             sequence: 0,
             next_link: 1,
@@ -219,6 +241,8 @@ impl<'a> World<'a> {
             Event::GiveUp { connection, life } => self.give_up(connection, life),
             Event::Dial { connection } => self.dial(connection),
             Event::Begin => self.begin(),
+            Event::Errand { member } => self.errand(member),
+            Event::Company { member } => self.company(member),
             Event::Program { member } => self.program(member),
             Event::Trouble { number } => self.trouble(number),
             Event::Over { number } => self.over(number),
@@ -262,6 +286,7 @@ impl<'a> World<'a> {
                 ReplicaId(id)
             }),
             staging_bytes: self.plan.staging_bytes,
+            page_bytes: self.plan.page_bytes,
         };
         // The watcher's marks stand before the replica begins to scan: hints from here on are its own.
         let _ = member.fs.take_hints();
@@ -302,6 +327,9 @@ impl<'a> World<'a> {
         }
         let syncs = member.fs.faults(|f| f.calls(Call::SyncFile) + f.calls(Call::SyncDir) + f.calls(Call::SyncAll));
         member.busy = self.now + 20 + (syncs - member.syncs) * member.sync_time;
+        if member.sync_time > SYNC_TIME {
+            self.counters.add("syncs that took long", syncs - member.syncs);
+        }
         member.syncs = syncs;
         let on = member.power.is_on();
         self.after_users(number);
@@ -331,8 +359,10 @@ impl<'a> World<'a> {
                 let Some((index, end)) = self.find_link(number, link) else { return };
                 let now = self.members[number].busy;
                 self.say(|| format!("member {number} -> link {link}: {}", brief(&envelope.message)));
+                self.sent += 1;
+                let (numbered, lanes) = ((self.sent, envelope), self.plan.lanes);
                 let connection = &mut self.connections[index];
-                if let Some((at, lane)) = connection.send(end, now, envelope, &mut self.rng, self.plan.lanes) {
+                if let Some((at, lane)) = connection.send(end, now, numbered, &mut self.rng, lanes) {
                     let life = connection.life;
                     self.at(at, Event::Deliver { connection: index, end, lane, life });
                 }
@@ -418,6 +448,7 @@ impl<'a> World<'a> {
 
     /// The replica is gone; its links go with it, and the other ends notice later.
     pub(crate) fn go_down(&mut self, number: usize) {
+        self.count_figures(number);
         self.members[number].machine = None;
         for index in self.connections_of(number) {
             let connection = &mut self.connections[index];
@@ -426,6 +457,13 @@ impl<'a> World<'a> {
                 connection.lose_all();
                 self.notice_later(index, end.other());
             }
+        }
+    }
+
+    /// Takes what a replica counted into the table.
+    pub(crate) fn count_figures(&mut self, number: usize) {
+        for (what, count) in self.members[number].machine.iter().flat_map(|m| m.figures()) {
+            self.counters.add(&format!("replica: {what}"), count);
         }
     }
 
@@ -474,6 +512,7 @@ impl<'a> World<'a> {
         member.fs.process_died();
         member.kv = SimKv::from_image(&member.kv.image(), member.power.clone());
         member.stop = None;
+        member.crowd().ambush = None;
         self.after_users(number);
     }
 
@@ -509,12 +548,48 @@ impl<'a> World<'a> {
         member.place += u64::from(copied);
         let after = everything(&member.fs);
         let gone: Vec<Thing> = before.difference(&after).cloned().collect();
+        self.counters.count(if copied { "members copied to other hardware" } else { "members put back to an image" });
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
         let others = self.disks_but(number);
         let name = self.members[number].name.clone();
         self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| on_any(&others, content));
         self.look_at(number);
         self.back_later(number);
+        if !copied && self.rng.chance(1, 2) {
+            self.leave_alone(number);
+        }
+    }
+
+    /// Nobody reaches a member that was put back until long after it goes on by itself; people there work all the same.
+    fn leave_alone(&mut self, number: usize) {
+        self.counters.count("members put back and left alone");
+        for index in self.connections_of(number) {
+            self.set_cut(index, End::Down, true);
+            self.set_cut(index, End::Up, true);
+        }
+        let (from, until) = (HOLD + 60_000_000, HOLD + 120_000_000);
+        for _ in 0..self.rng.between(3, 8) {
+            self.errands += 1;
+            let delay = self.rng.between(from, until);
+            self.after(delay, Event::Errand { member: number });
+        }
+        self.errands += 1;
+        self.after(until + 1_000_000, Event::Company { member: number });
+    }
+
+    fn errand(&mut self, number: usize) {
+        self.errands = self.errands.saturating_sub(1);
+        if !self.healing && self.plan.writer.is_none_or(|writer| writer == number) {
+            self.users(number, |crowd, fs, now| crowd.begin(fs, now));
+        }
+    }
+
+    fn company(&mut self, number: usize) {
+        self.errands = self.errands.saturating_sub(1);
+        for index in self.connections_of(number) {
+            self.set_cut(index, End::Down, false);
+            self.set_cut(index, End::Up, false);
+        }
     }
 
     fn disks_but(&self, number: usize) -> Vec<SimFs> {
@@ -577,7 +652,7 @@ impl<'a> World<'a> {
             self.at(busy, Event::Deliver { connection: index, end, lane, life });
             return;
         }
-        let Some(envelope) = self.connections[index].arrived(end, lane, self.now) else { return };
+        let Some((sent, envelope)) = self.connections[index].arrived(end, lane, self.now) else { return };
         let Some(link) = self.connections[index].link[to as usize] else { return };
         if self.break_passes > 0 && matches!(envelope.message, Message::Page(_)) && self.rng.chance(1, 2) {
             self.break_passes -= 1;
@@ -587,6 +662,11 @@ impl<'a> World<'a> {
             return;
         }
         self.counters.count("messages");
+        let member = &mut self.members[number];
+        if sent < member.received {
+            self.counters.count("messages that others overtook");
+        }
+        member.received = member.received.max(sent);
         self.call(number, Input::Received(link, envelope.message));
     }
 
@@ -665,11 +745,20 @@ impl<'a> World<'a> {
     }
 
     fn users(&mut self, number: usize, act: impl FnOnce(&mut Crowd, &SimFs, u64)) {
-        let member = &self.members[number];
+        let member = &mut self.members[number];
         member.set_clock(self.now);
         // While the machine is off nobody can use it; the daemon may be down, though.
         if member.power.is_on() {
-            act(&mut member.crowd(), &member.fs, self.now);
+            let mut crowd = member.crowd();
+            let done = crowd.done;
+            act(&mut crowd, &member.fs, self.now);
+            if let Some(Ambush::Deed { delay }) = crowd.ambush.filter(|_| crowd.done > done) {
+                crowd.ambush = None;
+                self.counters.count("stops shortly after somebody changed something");
+                let off = Event::Off { member: number, boot: member.boot };
+                drop(crowd);
+                self.after(delay, off);
+            }
         }
         self.after_users(number);
         self.plan_hints(number);
@@ -693,6 +782,9 @@ impl<'a> World<'a> {
             let others = self.disks_but(number);
             for deed in deeds {
                 self.trace.mark(number as u64);
+                if matches!(deed, Deed::Damaged { .. }) {
+                    self.counters.count("files damaged by a sync that failed");
+                }
                 self.oracle.deed(number, self.now, deed, &|content| on_any(&others, content));
             }
         }
@@ -706,10 +798,34 @@ impl<'a> World<'a> {
     fn look(&mut self) {
         for number in 0..self.members.len() {
             self.look_at(number);
+            self.look_into(number);
         }
         if !self.healing {
             let delay = self.plan.ends / 16 + 1;
             self.after(delay, Event::Look);
+        }
+    }
+
+    /// The latest time that members with good clocks take in.
+    pub(crate) fn not_ahead(&self) -> Hlc {
+        Hlc(BEGIN + self.now + AHEAD)
+    }
+
+    /// Asks whether a member's records say what they must not.
+    fn look_into(&mut self, number: usize) {
+        let until = self.not_ahead();
+        let member = &mut self.members[number];
+        let latest = member.latest;
+        let Some(machine) = member.machine.as_ref() else { return };
+        let found = &mut self.violations;
+        match machine.versions(until) {
+            Ok(versions) => self.oracle.once(&member.name, &versions, found),
+            Err(text) => found.push(Violation { invariant: "Progress", text }),
+        }
+        if machine.clock().0 > latest + AHEAD {
+            let ahead = (machine.clock().0 - latest) / 1_000_000;
+            let text = format!("{} took in a time {ahead} s ahead of its clock", member.name);
+            found.push(Violation { invariant: "Clock", text });
         }
     }
 
@@ -745,16 +861,14 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
     config.coarse_hints = rng.chance(1, 8);
     let fs = SimFs::new(config, clock.clone(), rng.bits());
     let power = fs.power();
-    let mut crowd = Crowd::new(number, rng.fork());
+    let mut crowd = Crowd::new(number, rng.fork(), plan.names, plan.depth);
     crowd.prints = print;
     crowd.worst_moment = if plan.writer.is_none_or(|w| w == number) { plan.worst_moment } else { 0 };
     let crowd = Arc::new(Mutex::new(crowd));
     let people = Arc::clone(&crowd);
-    if plan.worst_moment > 0 {
-        fs.set_interloper(Some(Box::new(move |fs, call| {
-            people.lock().unwrap_or_else(PoisonError::into_inner).interlope(fs, call);
-        })));
-    }
+    fs.set_interloper(Some(Box::new(move |fs, call| {
+        people.lock().unwrap_or_else(PoisonError::into_inner).interlope(fs, call);
+    })));
     Member {
         name: name(number),
         kv: SimKv::new(power.clone()),
@@ -769,7 +883,9 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
         stop: None,
         image: None,
         mounted: true,
-        sync_time: 200,
+        sync_time: SYNC_TIME,
+        latest: 0,
+        received: 0,
         busy: 0,
         wake_at: None,
         hints_at: None,
@@ -828,11 +944,8 @@ impl World<'_> {
         self.end_trouble(trouble, member);
     }
 
-    /// Every planned trouble, also those that did not occur, so that the table names them.
+    /// Every planned trouble, when its time comes.
     pub(crate) fn plan_troubles(&mut self) {
-        for (trouble, _) in Trouble::RATES {
-            self.counters.add(&format!("trouble: {trouble:?}"), 0);
-        }
         for number in 0..self.plan.troubles.len() {
             self.at(self.plan.troubles[number].0, Event::Trouble { number });
         }

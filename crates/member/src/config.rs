@@ -1,6 +1,7 @@
 //! What one replica is told about itself, and the limits that bound it.
 
 use anabranch_model::{FolderId, ReplicaId};
+use anabranch_net::message::PAGE_BYTES_MAX;
 
 /// Where fresh replica ids come from: random bits in the program, the seed in the simulator.
 pub type FreshIds = Box<dyn FnMut() -> ReplicaId + Send>;
@@ -44,6 +45,8 @@ pub struct Limits {
     pub window_items: usize,
     /// Bytes of content wanted or on their way at once.
     pub window_bytes: u64,
+    /// Bytes of one page of records, about: a pass is taken in page by page.
+    pub page_bytes: usize,
     /// Staging quota in bytes; a larger file still gets through, alone.
     pub staging_bytes: u64,
     /// From this many files on, a batch is made durable by `syncfs` and not by single `fsync`s.
@@ -72,6 +75,7 @@ impl Default for Limits {
             batch_wait: 40_000,
             window_items: 4096,
             window_bytes: 32 << 20,
+            page_bytes: PAGE_BYTES_MAX,
             staging_bytes: 4 << 30,
             sync_all_from: 12,
             seen_bytes: 4 << 30,

@@ -299,7 +299,8 @@ where
     pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge) -> Result<()> {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.told.join(news);
-        let mut page = self.records.page(after, &link.told, PAGE_BYTES_MAX)?;
+        let bytes = self.config.limits.page_bytes.min(PAGE_BYTES_MAX);
+        let mut page = self.records.page(after, &link.told, bytes)?;
         if self.first_scan && page.complete.take().is_some() && page.rows.is_empty() {
             link.unanswered = Some(after);
             return Ok(());

@@ -30,7 +30,8 @@
 //!
 //! A lease is refused while anybody has the file open for writing. A user who opens a leased file for writing waits,
 //! which shows as a lease being broken; when the lease goes, the open takes effect on the file that was looked up,
-//! even if its name is now elsewhere.
+//! even if its name is now elsewhere. An open may also be caught between its two halves, the path looked up and the file
+//! not yet opened: it gets there within a millisecond, so at the latest in the member's next pause.
 
 mod calls;
 #[cfg(test)]

@@ -176,8 +176,11 @@ impl Fs for SimFs {
     }
 
     fn pause(&self, _time: Duration) {
-        // What can happen meanwhile is what the interloper does; an error has nowhere to go.
-        drop(self.enter(Call::Pause));
+        // What can happen meanwhile is what the interloper does, and that opens under way get to their files; an error
+        // has nowhere to go.
+        if let Ok(mut disk) = self.enter(Call::Pause) {
+            disk.arrive_all();
+        }
     }
 
     fn create_file(&self, dir: &SimDir, name: &[u8]) -> io::Result<SimFile> {

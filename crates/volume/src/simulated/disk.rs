@@ -148,6 +148,7 @@ pub(super) struct Disk {
     pub(super) hints: super::hints::Hints,
     pub(super) users: BTreeMap<u64, UserOpen>,
     pub(super) deeds: Vec<Deed>,
+    pub(super) opens_that_waited: u64,
     /// Shared empties, so that new inodes cost nothing.
     pub(super) no_data: Arc<Data>,
 }
@@ -171,6 +172,7 @@ impl Disk {
             hints: super::hints::Hints::default(),
             users: BTreeMap::new(),
             deeds: Vec::new(),
+            opens_that_waited: 0,
             no_data: Arc::new(Data::default()),
         };
         for _ in [ROOT, BENEATH] {

@@ -286,6 +286,29 @@ fn a_writer_waits_for_the_lease_and_writes_into_what_it_looked_up() {
 }
 
 #[test]
+fn an_open_past_its_lookup_shows_in_a_pause() {
+    let fs = disk(12);
+    let root = fs.root();
+    fs.write(b"a", b"old").unwrap();
+    private(&fs, b"p", b"new");
+    let file = fs.open_file(&root, b"a").unwrap();
+    assert_eq!(fs.lease(&file).unwrap(), Lease::Granted);
+    let user = fs.user_look_up(b"a", Mode::Truncate).unwrap();
+    fs.exchange(&root, b"a", &root, b"p").unwrap();
+    assert!(fs.lease_unbroken(&file).unwrap(), "it is not there yet");
+    fs.pause(std::time::Duration::from_millis(1));
+    assert!(!fs.lease_unbroken(&file).unwrap() && fs.user_waits(user));
+    fs.user_put(user, None, b"theirs");
+    fs.user_close(user);
+    fs.release(&file).unwrap();
+    assert_eq!(bytes(&fs, b"p"), Some(b"theirs".to_vec()), "into what was looked up");
+    let user = fs.user_look_up(b"a", Mode::Append).unwrap();
+    fs.users_arrive();
+    assert!(!fs.user_waits(user));
+    assert_eq!(fs.lease(&fs.open_file(&root, b"a").unwrap()).unwrap(), Lease::InUse);
+}
+
+#[test]
 fn a_lease_is_refused_while_somebody_writes() {
     let fs = disk(6);
     fs.write(b"a", b"1").unwrap();

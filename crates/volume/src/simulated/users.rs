@@ -113,8 +113,9 @@ pub struct UserHandle(u64);
 #[derive(Debug)]
 pub(super) struct UserOpen {
     pub(super) inode: u64,
-    /// False while the open waits for a lease to go.
+    /// False while the open waits for a lease to go, or is still on its way from the path to the file.
     pub(super) opened: bool,
+    arrived: bool,
     path: Vec<u8>,
     mode: Mode,
     pub(super) wrote: bool,
@@ -195,6 +196,13 @@ impl Disk {
     }
 
     fn user_open(&mut self, path: &[u8], mode: Mode) -> io::Result<UserHandle> {
+        let handle = self.user_look_up(path, mode)?;
+        self.arrive(handle.0);
+        Ok(handle)
+    }
+
+    /// The first half of an open: the path is looked up, and what it leads to is not yet opened.
+    fn user_look_up(&mut self, path: &[u8], mode: Mode) -> io::Result<UserHandle> {
         let (dir, name) = self.resolve(path)?;
         let inode = match self.entry(dir, name)? {
             Some(number) => match self.inode(number)?.kind {
@@ -213,23 +221,36 @@ impl Disk {
         let id = self.next_handle;
         let found = self.inode_mut(inode)?;
         found.opens += 1;
-        let waits = found.lease.is_some();
-        if waits {
-            found.waiting.push(id);
-        }
-        let open =
-            UserOpen { inode, opened: false, path: path.to_vec(), mode, wrote: false, stored: false, todo: Vec::new() };
-        self.users.insert(id, open);
-        if !waits {
-            self.finish_open(id);
-        }
+        let path = path.to_vec();
+        let (opened, arrived, wrote, stored) = (false, false, false, false);
+        self.users.insert(id, UserOpen { inode, opened, arrived, path, mode, wrote, stored, todo: Vec::new() });
         Ok(UserHandle(id))
+    }
+
+    /// The second half: the open takes effect, or waits for the lease on what was looked up.
+    fn arrive(&mut self, id: u64) {
+        let Some(user) = self.users.get_mut(&id).filter(|u| !u.arrived) else { return };
+        user.arrived = true;
+        let number = user.inode;
+        match self.inode_mut(number) {
+            Ok(inode) if inode.lease.is_some() => {
+                inode.waiting.push(id);
+                self.opens_that_waited += 1;
+            }
+            _ => self.finish_open(id),
+        }
+    }
+
+    /// Every open that is on its way arrives.
+    pub(super) fn arrive_all(&mut self) {
+        let ids: Vec<u64> = self.users.iter().filter(|(_, u)| !u.arrived).map(|(id, _)| *id).collect();
+        ids.into_iter().for_each(|id| self.arrive(id));
     }
 
     /// The open takes effect: on the inode that was looked up, wherever its name is by now.
     pub(super) fn finish_open(&mut self, id: u64) {
         let Some(user) = self.users.get_mut(&id) else { return };
-        user.opened = true;
+        (user.opened, user.arrived) = (true, true);
         let (number, mode, todo) = (user.inode, user.mode, std::mem::take(&mut user.todo));
         if let Ok(inode) = self.inode_mut(number) {
             inode.writers += 1;
@@ -352,10 +373,31 @@ impl SimFs {
         self.disk().user_open(path, mode)
     }
 
+    /// The first half of [`Self::user_open`]: the path is looked up, and the open is somewhere in the kernel on its way
+    /// to the file that it found, wherever that is by then. It gets there within a millisecond: in the member's next
+    /// pause, or when [`Self::users_arrive`] says so.
+    ///
+    /// # Errors
+    /// As [`Self::user_open`].
+    pub fn user_look_up(&self, path: &[u8], mode: Mode) -> io::Result<UserHandle> {
+        self.disk().user_look_up(path, mode)
+    }
+
+    /// Every open that was on its way takes effect, or waits for a lease.
+    pub fn users_arrive(&self) {
+        self.disk().arrive_all();
+    }
+
+    /// How many opens had to wait for a lease so far.
+    #[must_use]
+    pub fn opens_that_waited(&self) -> u64 {
+        self.disk().opens_that_waited
+    }
+
     /// Does the open still wait for a lease?
     #[must_use]
     pub fn user_waits(&self, handle: UserHandle) -> bool {
-        self.disk().users.get(&handle.0).is_some_and(|u| !u.opened)
+        self.disk().users.get(&handle.0).is_some_and(|u| u.arrived && !u.opened)
     }
 
     /// Writes at an offset; `None` is at the end.
