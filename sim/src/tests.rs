@@ -31,6 +31,10 @@ impl Machine for Wrong {
     fn settled(&self) -> bool {
         true
     }
+    fn describe(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     fn waits(&self) -> Vec<String> {
         Vec::new()
     }

@@ -319,7 +319,7 @@ where
         single.into_iter().flatten().for_each(back);
         self.later.values_mut().for_each(back);
         self.waiting.values_mut().for_each(|(at, _)| back(at));
-        self.recent.values_mut().for_each(|(_, at)| back(at));
+        self.recent.values_mut().for_each(|(_, at, _)| back(at));
         self.moved_away.values_mut().for_each(|(_, at)| back(at));
         self.nobody.values_mut().for_each(|(_, at)| back(at));
     }
