@@ -88,10 +88,6 @@ impl<File> Fetching<File> {
         }
     }
 
-    pub(crate) fn is_wanted(&self, uid: Uid) -> bool {
-        self.wanted.contains_key(&uid)
-    }
-
     /// Is more content on its way?
     pub(crate) fn under_way(&self) -> bool {
         !self.requests.is_empty()
@@ -198,7 +194,7 @@ where
     pub(crate) fn fetch(&mut self) -> Result<()> {
         if self.fetching.retry_at.is_some_and(|at| at <= self.now) {
             self.fetching.retry_at = None;
-            self.forget_found();
+            self.forget_found()?;
             let mut hopeless = Vec::new();
             let mut nobody = Vec::new();
             let partners: Vec<LinkId> =
@@ -221,7 +217,9 @@ where
             // Nobody had it: it may have come to lie here meanwhile, preserved or under another name.
             for uid in hopeless {
                 self.fetching.forget(uid);
-                self.due_now(uid);
+                // It comes again after a while; meanwhile the window has room for what can be had.
+                self.due_at(uid, crate::replica::Waiting::Failed);
+                self.window_full = false;
             }
         }
         if self.fetching.idle.is_empty() {

@@ -115,6 +115,8 @@ struct Batch<F: Fs> {
 
 /// Rows of Todo looked at in one step.
 const ROWS: usize = 4096;
+/// Rows of Todo asked, each time nothing is under way, whether they were forgotten.
+const FORGOTTEN_ROWS: usize = 16;
 /// Moves remembered for hints that come late; beyond it the whole tree is compared.
 const MOVED_AWAY_MAX: usize = 100_000;
 /// How long a lease is kept after an exchange: an `open` past its path lookup shows up in that time (design, section 8).
@@ -232,6 +234,29 @@ where
             Looked::Wait(why) => self.wait(key.to_vec(), why),
         }
         Ok(true)
+    }
+
+    /// Nothing on the list of work may be forgotten: a row that neither waits nor will be come by is walked to again.
+    pub(crate) fn look_for_forgotten(&mut self) -> Result<()> {
+        if !self.walk_done || !self.due.is_empty() || self.work_at.is_some_and(|at| at <= self.now) {
+            return Ok(());
+        }
+        for (key, _) in self.records.kv().range(Table::Todo, &[], None, FORGOTTEN_ROWS)? {
+            let forgotten = match self.waiting.get(&key) {
+                None => true,
+                Some((_, Waiting::Content)) => !self.content_on_its_way(&key)?,
+                Some(_) => false,
+            };
+            if forgotten {
+                tracing::debug!(member = self.config.member, row = ?tables::read_work(&key)?, "walked to again");
+                self.waiting.remove(&key);
+                self.walk_again_from(&[]);
+                let at = Hlc(self.now.0 + self.config.limits.retry / 4);
+                self.work_at = Some(self.work_at.map_or(at, |before| before.min(at)));
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn content_on_its_way(&self, key: &[u8]) -> Result<bool> {
@@ -1520,6 +1545,13 @@ where
                 self.report_once(EventKind::CannotInstall, format!("cannot remove a private file: {error}"));
             }
             self.wait(nodes::uid_key(uid).to_vec(), why);
+            // What was to leave with it has a row of its own, which nobody else would look at.
+            let leaves = install.replaces.as_ref().and_then(|n| n.uid).filter(|other| *other != uid);
+            if let Some(key) = leaves.map(nodes::uid_key)
+                && self.records.kv().get(Table::Todo, &key)?.is_some()
+            {
+                self.wait(key.to_vec(), why);
+            }
             return Ok(());
         }
         if let Some(old) = &install.replaces {

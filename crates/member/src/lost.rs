@@ -91,13 +91,18 @@ where
         Ok(())
     }
 
-    /// Since when nobody has had a content, forgotten where it is no longer wanted.
-    pub(crate) fn forget_found(&mut self) {
-        let waiting = |uid: &Uid| self.fetching.is_wanted(*uid);
-        let found: Vec<Uid> = self.nobody.keys().filter(|uid| !waiting(uid)).copied().collect();
+    /// Since when nobody has had a content, forgotten where it is no longer to be installed.
+    pub(crate) fn forget_found(&mut self) -> Result<()> {
+        let mut found = Vec::new();
+        for uid in self.nobody.keys() {
+            if self.records.kv().get(Table::Todo, &nodes::uid_key(*uid))?.is_none() {
+                found.push(*uid);
+            }
+        }
         for uid in found {
             self.nobody.remove(&uid);
         }
+        Ok(())
     }
 
     /// What is asked for once more, whole, did not pass its test at the other end: the bytes are read anew, since a

@@ -409,6 +409,7 @@ where
             self.work()?;
         }
         self.fetch()?;
+        self.look_for_forgotten()?;
         if self.resolve_at.is_some_and(|at| at <= now) {
             self.resolve(ResolveScope::All)?;
         }
