@@ -214,7 +214,7 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
     pub(crate) observe_at: Option<Hlc>,
     /// Names vacated a short while ago: (parent, name) -> UID, when, and what was seen of its content.
-    pub(crate) recent: BTreeMap<(Uid, Vec<u8>), (Uid, Hlc, Option<Knowledge>)>,
+    pub(crate) recent: BTreeMap<(Uid, Vec<u8>), Vacated>,
     /// Places from which we moved something a short while ago: the node and when.
     pub(crate) moved_away: BTreeMap<(NodeId, Vec<u8>), (NodeId, Hlc)>,
     /// Where the walk through Todo stands, and whether it came to the end.
@@ -272,6 +272,9 @@ pub enum Waiting {
     /// Its content is not here yet.
     Content,
 }
+
+/// What had a name until a short while ago: its UID, until when, and the history of its content as it was on disk.
+pub(crate) type Vacated = (Uid, Hlc, Option<Knowledge>);
 
 pub(crate) type Result<T> = std::result::Result<T, Stop>;
 
