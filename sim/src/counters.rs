@@ -8,7 +8,7 @@ use crate::trouble;
 use crate::users;
 
 /// What a long run must have seen besides troubles, faults and the habits of users.
-const REQUIRED: [&str; 56] = [
+const REQUIRED: [&str; 58] = [
     // The four cases (design, section 4), and what comes of them.
     "replica: case 1: old",
     "replica: case 2: descendant",
@@ -70,6 +70,8 @@ const REQUIRED: [&str; 56] = [
     // Sizes and forms.
     "histories with one writer",
     "histories with many writers",
+    "histories of people who keep to their own",
+    "histories of islands",
     "histories in a Mesh",
     "histories in a Hub",
     "histories in a Chain",

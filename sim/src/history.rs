@@ -5,13 +5,15 @@ use anabranch_volume::simulated::Tree;
 use crate::counters::Counters;
 use crate::machine::Opener;
 use crate::oracle::{AtRest, Violation};
-use crate::plan::Plan;
+use crate::plan::{Habits, Plan};
 use crate::trouble;
 use crate::world::{Event, World};
 
 /// How long the members have to come to rest after everything was mended: simulated microseconds, and events.
 const REST_TIME: u64 = 3_600_000_000;
 const REST_EVENTS: u64 = 200_000;
+/// How long members have to join before people begin who keep to their own.
+const JOIN_TIME: u64 = 60_000_000;
 /// How long nothing may happen before it counts as rest: longer than any delay before a resolution is written.
 const STILL: u64 = 130_000_000;
 
@@ -29,10 +31,17 @@ pub(crate) struct Outcome {
 pub(crate) fn run(plan: Plan, open: &Opener, print: bool) -> Outcome {
     let mut world = World::new(plan, open, print);
     world.say_plan();
+    if matches!(world.plan.habits, Habits::Orderly { .. }) {
+        // Nobody's file is there before his member has joined, or it would be compared with others' of that name.
+        while !world.quiet() && world.now < JOIN_TIME && world.step() {}
+    }
     world.plan_troubles();
     let start = world.rng.below(100_000);
-    world.at(start, Event::Begin);
-    world.at(1, Event::Look);
+    world.after(start, Event::Begin);
+    world.after(1, Event::Look);
+    if world.plan.islands {
+        world.after(1, Event::Tide);
+    }
     people(&mut world);
     let writer = world.plan.writer;
     let left = writer.map(|w| world.members[w].fs.tree());
@@ -120,7 +129,7 @@ fn ask(world: &mut World<'_>, left: Option<&Tree>) {
             Err(text) => world.violations.push(Violation { invariant: "Progress", text }),
         }
     }
-    let found = world.oracle.rest(&members, left, world.plan.staging_bytes);
+    let found = world.oracle.rest(&members, left, &world.plan);
     world.violations.extend(found);
 }
 
@@ -138,6 +147,10 @@ fn figures(world: &mut World<'_>) {
     } else {
         "histories that preserve losers of a name"
     });
+    if matches!(world.plan.habits, Habits::Orderly { .. }) {
+        world.counters.count("histories of people who keep to their own");
+    }
+    world.counters.add("histories of islands", u64::from(world.plan.islands));
     let (least, most) = (world.plan.skews.iter().min(), world.plan.skews.iter().max());
     world.counters.add("histories with clocks that differ", u64::from(least != most));
     world.counters.add("events", world.events);
@@ -170,7 +183,7 @@ impl World<'_> {
         let plan = self.plan.clone();
         self.say(|| {
             format!(
-                "seed {}: {} members in a {:?}, writer {:?}, {} operations in {} s, keep beside: {}, worst moment {}/1000",
+                "seed {}: {} members in a {:?}, writer {:?}, {} operations in {} s, keep beside: {}, worst moment {}/1000, {:?}, islands: {}",
                 plan.seed,
                 plan.members,
                 plan.topology,
@@ -178,7 +191,9 @@ impl World<'_> {
                 plan.operations,
                 plan.ends / 1_000_000,
                 plan.keep_beside,
-                plan.worst_moment
+                plan.worst_moment,
+                plan.habits,
+                plan.islands
             )
         });
     }

@@ -86,6 +86,8 @@ pub(crate) struct Start {
     pub(crate) staging_bytes: u64,
     /// Bytes of a page of records, about.
     pub(crate) page_bytes: usize,
+    /// For how long a name that was vacated is continued, microseconds.
+    pub(crate) name_memory: u64,
 }
 
 /// Named counters of a replica, for the table of what occurred.
@@ -119,6 +121,11 @@ pub(crate) trait Machine {
     /// # Errors
     /// As [`Self::preserved`].
     fn versions(&self, until: Hlc) -> Result<Vec<(String, [u8; 32])>, String>;
+    /// All records but what members may differ in: UID, and the rest in words.
+    ///
+    /// # Errors
+    /// As [`Self::preserved`].
+    fn records(&self) -> Result<Vec<(String, String)>, String>;
     /// The latest time that any of its records carries.
     fn clock(&self) -> Hlc;
     /// What happened so far.

@@ -10,6 +10,8 @@
 //! | No loss | at rest | each content that a user finished and nobody ended is in the tree, or preserved with a manifest entry |
 //! | No race | at rest | … and where it is preserved, it is so as *unseen*: it would be purged as something replaced knowingly |
 //! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11) |
+//! | Agreement | at rest | members that have a record of one thing have the same one, its maps too |
+//! | No reversal | at rest, where people keep to their own and no disk took anything | what one wrote and nobody ended is in the tree, under the name that he gave it and in the directory that the steward gave it; what one ended is not |
 //! | No resurrection | at rest, no power cuts or old images since | what one user ended, and nobody else touched, is in no tree |
 //! | Once | often, and at rest | a version names the same value, and is of the same thing, wherever and whenever it is known |
 //! | Clock | often | no record carries a time more than ten minutes ahead of what a member's own clock ever showed |
@@ -23,6 +25,7 @@ use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Deed, SimFs, Thing, Tree, Wreck};
 
 use crate::machine::{Kept, Machine};
+use crate::plan::{Habits, Plan};
 
 /// One thing that must not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -46,6 +49,13 @@ struct Fate {
     handled: BTreeSet<usize>,
     /// The only disk that had it lost it.
     taken: bool,
+    /// Who gave it another path.
+    movers: BTreeSet<usize>,
+    /// The file, as its writer goes on writing it: a number of [`Oracle::files`].
+    file: usize,
+    /// The name that it was given last, and the path that it was moved to last, itself or with its directory.
+    name: Vec<u8>,
+    path: Vec<u8>,
     /// A disk made it of what a user had written: it is there, and nobody asks for it.
     made: bool,
 }
@@ -56,6 +66,10 @@ pub(crate) struct Oracle {
     fates: BTreeMap<Thing, Fate>,
     /// Members that were put back to an image.
     put_back: BTreeSet<String>,
+    /// Files, as their writers go on writing them: who else removed one, whatever it held for him.
+    files: Vec<BTreeSet<usize>>,
+    /// What each member's users ended last: path, and file.
+    ended_last: BTreeMap<usize, (Vec<u8>, usize)>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -74,6 +88,8 @@ pub(crate) struct AtRest {
     pub(crate) kept: Vec<Kept>,
     /// Versions and values.
     pub(crate) versions: Vec<(String, [u8; 32])>,
+    /// UIDs and records.
+    pub(crate) records: Vec<(String, String)>,
 }
 
 impl AtRest {
@@ -88,6 +104,7 @@ impl AtRest {
             private: fs.private_tree(),
             kept: machine.preserved()?,
             versions: machine.versions(until)?,
+            records: machine.records()?,
         })
     }
 }
@@ -96,8 +113,19 @@ impl Oracle {
     /// A user did this. `elsewhere` says whether a content is on any other disk.
     pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed, elsewhere: &dyn Fn(&Thing) -> bool) {
         match deed {
-            Deed::Finished { content, .. } => {
+            Deed::Finished { path, content } => {
+                let goes_on = self.ended_last.remove(&member).filter(|(ended, _)| *ended == path);
+                let file = goes_on.map_or_else(
+                    || {
+                        self.files.push(BTreeSet::new());
+                        self.files.len() - 1
+                    },
+                    |(_, file)| file,
+                );
                 let fate = self.fates.entry(content).or_default();
+                fate.file = file;
+                fate.name = split(&path).1.to_vec();
+                fate.path = path;
                 if fate.finished == 0 {
                     fate.first = now;
                 }
@@ -105,8 +133,12 @@ impl Oracle {
                 fate.last = now;
                 fate.handled.insert(member);
             }
-            Deed::Ended { content, .. } => {
+            Deed::Ended { path, content } => {
                 let fate = self.fates.entry(content).or_default();
+                self.ended_last.insert(member, (path, fate.file));
+                if let Some(removers) = self.files.get_mut(fate.file) {
+                    removers.insert(member);
+                }
                 fate.ended.push((member, now));
                 fate.handled.insert(member);
             }
@@ -121,6 +153,16 @@ impl Oracle {
     /// A user gave what holds this another place or other attributes.
     pub(crate) fn handled(&mut self, member: usize, content: Thing) {
         self.fates.entry(content).or_default().handled.insert(member);
+    }
+
+    /// A user gave what holds this another path: `itself`, or a directory that it is in.
+    pub(crate) fn moved(&mut self, member: usize, content: Thing, path: Vec<u8>, itself: bool) {
+        let fate = self.fates.entry(content).or_default();
+        fate.movers.insert(member);
+        if itself {
+            fate.name = split(&path).1.to_vec();
+        }
+        fate.path = path;
     }
 
     /// A member lost power. `elsewhere` says whether a content is on any other disk.
@@ -194,13 +236,17 @@ impl Oracle {
     }
 
     /// All that must hold at rest. `writer`: the only one who wrote, and the tree as he left it.
-    pub(crate) fn rest(&mut self, members: &[AtRest], writer: Option<&Tree>, staging_bytes: u64) -> Vec<Violation> {
+    pub(crate) fn rest(&mut self, members: &[AtRest], writer: Option<&Tree>, plan: &Plan) -> Vec<Violation> {
         let mut out = Vec::new();
         converged(members, &mut out);
+        agreed(members, &mut out);
+        if let (Habits::Orderly { steward }, true, None) = (plan.habits, out.is_empty(), self.disturbed) {
+            self.reversed(members, steward, plan.keep_beside, &mut out);
+        }
         self.lost(members, &mut out);
         self.resurrected(members, &mut out);
         members.iter().for_each(|m| self.once(&m.name, &m.versions, &mut out));
-        members.iter().for_each(|m| bounds(m, staging_bytes, &mut out));
+        members.iter().for_each(|m| bounds(m, plan.staging_bytes, &mut out));
         if let Some(tree) = writer {
             self.intent(members, tree, &mut out);
         }
@@ -274,6 +320,54 @@ impl Oracle {
         }
     }
 
+    /// What must stand where people keep to their own.
+    fn reversed(&self, members: &[AtRest], steward: usize, keep_beside: bool, out: &mut Vec<Violation>) {
+        let Some(member) = members.first() else { return };
+        let mut places: BTreeMap<&Thing, &[u8]> = BTreeMap::new();
+        for (path, entry) in &member.tree {
+            places.extend(entry.content.as_ref().map(|content| (content, &path[..])));
+        }
+        // What lost its name, or lay in the folder before its member joined, may be preserved and not be in the tree.
+        let mut excused = BTreeSet::new();
+        for member in members {
+            for (path, entry) in &member.private {
+                let excuse = |k: &Kept| {
+                    let right = k.unseen && k.reason != "lost-edit" && !(keep_beside && k.reason == "lost-name");
+                    right && below(path, &k.place)
+                };
+                excused.extend(entry.content.as_ref().filter(|_| member.kept.iter().any(excuse)));
+            }
+        }
+        let mut push = |text: String| out.push(Violation { invariant: "No reversal", text });
+        for (content, fate) in self.fates.iter().filter(|(c, f)| f.finished == 1 && !c.bytes().is_empty()) {
+            let Some(path) = places.get(content) else {
+                if fate.ended.is_empty() && !excused.contains(content) {
+                    push(format!("{} was written and never ended, and is in no tree", show(content)));
+                }
+                continue;
+            };
+            let (now, before) = (path.escape_ascii(), fate.path.escape_ascii());
+            if let [(who, _)] = fate.ended[..]
+                && fate.movers.iter().all(|mover| *mover == who)
+            {
+                push(format!("member {who} ended {}, and it is at /{now}", show(content)));
+            }
+            // Who removed the file meanwhile, whatever it held for him, gave it its place: that which it had there.
+            let removers = self.files.get(fate.file).map_or(0, BTreeSet::len);
+            if removers > 1 {
+                continue;
+            }
+            let ((directory, name), wanted) = (split(path), split(&fate.path).0);
+            let stem = fate.name.split(|b| *b == b'.').next().unwrap_or_default();
+            if !name.starts_with(stem) {
+                let called = fate.name.escape_ascii();
+                push(format!("{} is at /{now}, and its writer called it {called}", show(content)));
+            } else if directory != wanted && fate.movers.iter().eq([&steward]) {
+                push(format!("{} is at /{now}, and the steward moved it to /{before}", show(content)));
+            }
+        }
+    }
+
     /// Takes note of what a member's versions name, and asks whether they ever named anything else.
     pub(crate) fn once(&mut self, name: &str, versions: &[(String, [u8; 32])], out: &mut Vec<Violation>) {
         for (version, value) in versions {
@@ -282,6 +376,14 @@ impl Oracle {
                 out.push(Violation { invariant: "Once", text });
             }
         }
+    }
+}
+
+/// The directory and the name of a path.
+fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|&b| b == b'/') {
+        Some(at) => (&path[..at], &path[at + 1..]),
+        None => (b"", path),
     }
 }
 
@@ -298,6 +400,21 @@ fn converged(members: &[AtRest], out: &mut Vec<Violation>) {
     for other in others {
         if let Some(text) = difference(&first.name, &first.tree, &other.name, &other.tree) {
             out.push(Violation { invariant: "Convergence", text });
+        }
+    }
+}
+
+/// Tombstones are collected here earlier than there: only what two members have is compared.
+fn agreed(members: &[AtRest], out: &mut Vec<Violation>) {
+    let mut known: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+    for member in members {
+        for (uid, record) in &member.records {
+            let (name, other) = *known.entry(uid).or_insert((&member.name, record));
+            if other != record {
+                let text = format!("{name} and {} have other records: {other} and {record}", member.name);
+                out.push(Violation { invariant: "Agreement", text });
+                return;
+            }
         }
     }
 }

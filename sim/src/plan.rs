@@ -13,6 +13,20 @@ pub(crate) enum Topology {
     Chain,
 }
 
+/// What people do to one another's files.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Habits {
+    /// Whatever they like.
+    Free,
+    /// Each writes and renames only his own files, and makes new ones under names that are free; only the steward renames
+    /// and removes directories; everybody may remove, touch and change the attributes of everything. So nobody's writing
+    /// or renaming ever conflicts with another's, and each must stand as it was done, whoever else did what meanwhile.
+    Orderly {
+        /// The member whose users look after the directories.
+        steward: usize,
+    },
+}
+
 /// What befalls a member or the network.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) enum Trouble {
@@ -112,12 +126,38 @@ pub(crate) struct Plan {
     pub(crate) depth: usize,
     /// Bytes of one page of records, about.
     pub(crate) page_bytes: usize,
+    pub(crate) habits: Habits,
+    /// For how long a name that was vacated is continued by what comes to it, microseconds.
+    pub(crate) name_memory: u64,
+    /// Most connections are cut most of the time: members know little of one another until the end.
+    pub(crate) islands: bool,
 }
 
 impl Plan {
     /// Draws a history.
     pub(crate) fn of(seed: u64) -> Self {
         let mut rng = Rng::new(seed);
+        let mut plan = Self::free(seed, &mut rng);
+        if plan.writer.is_none() && rng.chance(1, 4) {
+            plan.make_orderly(&mut rng);
+        }
+        plan.islands = rng.chance(1, 4);
+        plan
+    }
+
+    /// Nothing that a disk takes from its users may be between what they did and what is there.
+    fn make_orderly(&mut self, rng: &mut Rng) {
+        self.habits = Habits::Orderly { steward: rng.index(self.members) };
+        self.troubles.retain(|(_, trouble, _)| !trouble.takes_from_the_writer());
+        self.populate.iter_mut().skip(1).for_each(|count| *count = 0);
+        self.worst_moment = 0;
+        // Who takes a name soon after another's file left it would continue that one's identity, and own it too.
+        self.name_memory = 0;
+        self.names = self.names.max(4);
+        self.keep_beside = rng.chance(1, 2);
+    }
+
+    fn free(seed: u64, rng: &mut Rng) -> Self {
         let members = match rng.below(20) {
             0..=5 => 2,
             6..=12 => 3,
@@ -168,6 +208,9 @@ impl Plan {
             names: *rng.pick(&[2, 3, 9, 9]).unwrap_or(&9),
             depth: *rng.pick(&[1, 2, 3, 3]).unwrap_or(&3),
             page_bytes: *rng.pick(&[300, 3000, 1 << 20]).unwrap_or(&(1 << 20)),
+            habits: Habits::Free,
+            name_memory: 15_000_000,
+            islands: false,
         }
     }
 

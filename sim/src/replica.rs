@@ -10,13 +10,30 @@ use crate::machine::{Figures, Input, Kept, Machine, Output, Role, Start};
 
 struct Member(Replica<SimFs, SimKv>);
 
+impl Member {
+    fn each_record(&self, each: &mut dyn FnMut(&Record)) -> Result<(), String> {
+        let mut after: Option<Uid> = None;
+        loop {
+            let page = self.0.records().records(after, 1000).map_err(|e: KvError| chain(&e))?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(last.uid);
+            page.iter().for_each(&mut *each);
+        }
+    }
+}
+
 /// Opens the replica of a member.
 ///
 /// # Errors
 /// A sentence: it cannot start now.
 pub(crate) fn open(start: Start) -> Result<Box<dyn Machine>, String> {
-    let (staging_bytes, page_bytes) = (start.staging_bytes, start.page_bytes);
-    let limits = Limits { staging_bytes, page_bytes, batch_installs: 16, ..Limits::default() };
+    let limits = Limits {
+        staging_bytes: start.staging_bytes,
+        page_bytes: start.page_bytes,
+        name_memory: start.name_memory,
+        batch_installs: 16,
+        ..Limits::default()
+    };
     let config = Config {
         folder: FolderId([7; 16]),
         folder_name: "sim/folder".into(),
@@ -118,13 +135,21 @@ impl Machine for Member {
 
     fn versions(&self, until: Hlc) -> Result<Vec<(String, [u8; 32])>, String> {
         let mut out = Vec::new();
-        let mut after: Option<Uid> = None;
-        loop {
-            let page = self.0.records().records(after, 1000).map_err(|e: KvError| chain(&e))?;
-            let Some(last) = page.last() else { return Ok(out) };
-            after = Some(last.uid);
-            page.iter().for_each(|record| values(record, until, &mut out));
-        }
+        self.each_record(&mut |record| values(record, until, &mut out))?;
+        Ok(out)
+    }
+
+    fn records(&self) -> Result<Vec<(String, String)>, String> {
+        let mut out = Vec::new();
+        self.each_record(&mut |record| {
+            let mut record = record.clone();
+            // Whether maps were joined here, or came joined, differs.
+            record.placement.written.merged = false;
+            record.content.iter_mut().for_each(|f| f.written.merged = false);
+            record.attributes.iter_mut().for_each(|f| f.written.merged = false);
+            out.push((format!("{:?}", record.uid), format!("{record:?}")));
+        })?;
+        Ok(out)
     }
 
     fn clock(&self) -> Hlc {

@@ -47,6 +47,9 @@ impl Machine for Wrong {
         let value = if self.contradicts { self.fs.tree().len() as u8 } else { 0 };
         Ok(vec![("a version".into(), [value; 32])])
     }
+    fn records(&self) -> Result<Vec<(String, String)>, String> {
+        Ok(Vec::new())
+    }
     fn clock(&self) -> Hlc {
         Hlc(0)
     }

@@ -4,12 +4,14 @@
 //! few, so that people meet. What programs do in several steps (saving, deploying, writing slowly) is spread over time,
 //! so that replication comes in between.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
 use anabranch_model::Timestamp;
 use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Call, Mode, Rng, SimFs, Thing, Tree, UserHandle};
+
+use crate::plan::{Habits, Plan};
 
 /// A path in the tree.
 pub(crate) type Path = Vec<u8>;
@@ -64,6 +66,10 @@ pub(crate) struct Crowd {
     /// Names in use, and how deep they go.
     names: usize,
     depth: usize,
+    /// Each keeps to his own (see [`Habits::Orderly`]); does he look after the directories?
+    orderly: Option<bool>,
+    /// Where files of others were, and when they were seen there last: nobody takes such a name soon after.
+    foreign: BTreeMap<Path, u64>,
     /// When time last went on.
     now: u64,
     /// The machine stops when this comes.
@@ -85,6 +91,8 @@ pub(crate) struct Crowd {
     pub(crate) retired: bool,
     /// Contents whose place or attributes somebody here changed.
     handled: Vec<Thing>,
+    /// Contents that somebody here gave another path, and which; whether he moved the thing itself, or a directory.
+    moved: Vec<(Thing, Path, bool)>,
     log: Vec<String>,
     pub(crate) prints: bool,
     kinds: [u64; KINDS.len()],
@@ -119,6 +127,10 @@ pub(crate) const KINDS: [(&str, u64); 25] = [
     ("write, close, sync", 4),
 ];
 
+/// How long a name that another's file had is left alone where people keep to their own, microseconds: longer than a member
+/// is ever down, so that what was removed was seen to be gone.
+const FOREIGN_FOR: u64 = 100_000_000;
+
 const NAMES: [&[u8]; 9] = [b"a", b"b", b"c", b"plan.txt", b"site", b"d", b"\xff\n", b"index", b"e e"];
 
 fn join(dir: &[u8], name: &[u8]) -> Path {
@@ -131,12 +143,17 @@ fn parent(path: &[u8]) -> &[u8] {
 
 impl Crowd {
     /// Nobody has done anything yet.
-    pub(crate) fn new(member: usize, rng: Rng, names: usize, depth: usize) -> Self {
+    pub(crate) fn new(member: usize, rng: Rng, plan: &Plan) -> Self {
         Self {
             member,
             rng,
-            names: names.clamp(1, NAMES.len()),
-            depth,
+            names: plan.names.clamp(1, NAMES.len()),
+            depth: plan.depth,
+            orderly: match plan.habits {
+                Habits::Free => None,
+                Habits::Orderly { steward } => Some(steward == member),
+            },
+            foreign: BTreeMap::new(),
             now: 0,
             ambush: None,
             written: 0,
@@ -149,6 +166,7 @@ impl Crowd {
             ambushed: 0,
             retired: false,
             handled: Vec::new(),
+            moved: Vec::new(),
             log: Vec::new(),
             prints: false,
             kinds: [0; KINDS.len()],
@@ -163,6 +181,11 @@ impl Crowd {
     /// Contents that somebody here moved, or gave other attributes, since this was last asked.
     pub(crate) fn take_handled(&mut self) -> Vec<Thing> {
         std::mem::take(&mut self.handled)
+    }
+
+    /// Contents that somebody here gave another path since this was last asked, and which.
+    pub(crate) fn take_moved(&mut self) -> Vec<(Thing, Path, bool)> {
+        std::mem::take(&mut self.moved)
     }
 
     /// Lines for the printed history.
@@ -211,8 +234,14 @@ impl Crowd {
         if self.retired {
             return;
         }
+        self.now = now;
         fs.users_arrive();
         let tree = fs.tree();
+        if self.orderly.is_some() {
+            let tag = format!("{}:", self.member).into_bytes();
+            let others = tree.iter().filter(|(_, e)| e.content.as_ref().is_some_and(|c| !c.bytes().starts_with(&tag)));
+            self.foreign.extend(others.map(|(path, _)| (path.clone(), now)));
+        }
         let (kind, steps) = self.choose(&tree);
         if steps.is_empty() {
             return;
@@ -330,6 +359,14 @@ impl Crowd {
             }
         };
         self.done += 1;
+        if let (Ok(()), Op::Rename(_, to)) = (&result, op) {
+            let below = |at: &Path| at == to || (at.starts_with(to) && at.get(to.len()) == Some(&b'/'));
+            let tree = fs.tree().into_iter().filter(|(at, _)| below(at));
+            self.moved.extend(tree.filter_map(|(at, entry)| {
+                let itself = at == *to;
+                Some((entry.content?, at, itself))
+            }));
+        }
         if self.prints {
             let said = result.as_ref().err().map_or(String::new(), |e| format!(" -> {e}"));
             self.log.push(format!("member {} user: {}{said}", self.member, show(op)));
@@ -353,7 +390,9 @@ impl Crowd {
     }
 
     fn content(&mut self) -> Vec<u8> {
-        if self.rng.chance(1, 10)
+        // Where each file is its writer's, no two are alike.
+        if self.orderly.is_none()
+            && self.rng.chance(1, 10)
             && let Some(earlier) = self.rng.pick(&self.earlier)
         {
             return earlier.clone();
@@ -427,17 +466,68 @@ impl Crowd {
 
     /// Chooses what to do; nothing where the tree has nothing to do it with.
     fn choose(&mut self, tree: &Tree) -> (usize, VecDeque<(u64, Op)>) {
-        let sum: u64 = KINDS.iter().map(|(_, weight)| weight).sum();
-        let mut at = self.rng.below(sum);
+        let orderly = self.orderly;
+        let weight = |kind: usize| match orderly {
+            None => KINDS[kind].1,
+            Some(steward) => orderly_weight(KINDS[kind].0, steward),
+        };
+        let mut at = self.rng.below((0..KINDS.len()).map(weight).sum());
         let mut kind = 0;
-        while at >= KINDS[kind].1 {
-            at -= KINDS[kind].1;
+        while at >= weight(kind) {
+            at -= weight(kind);
             kind += 1;
         }
-        let ops = self.program(KINDS[kind].0, tree).unwrap_or_default();
+        let ops = match orderly {
+            None => self.program(KINDS[kind].0, tree),
+            Some(_) => self.orderly_program(KINDS[kind].0, tree),
+        };
+        let ops = ops.unwrap_or_default();
         // Programs do their steps at once more often than not, or people would never see a whole save.
         let slow = self.rng.chance(1, 3);
         (kind, ops.into_iter().map(|op| (if slow { self.delay() } else { self.rng.below(2000) }, op)).collect())
+    }
+
+    /// A file whose content was written here.
+    fn own_file(&mut self, tree: &Tree) -> Option<Path> {
+        let tag = format!("{}:", self.member).into_bytes();
+        let own = |thing: &Thing| !thing.is_link() && thing.bytes().starts_with(&tag);
+        let found: Vec<&Path> =
+            tree.iter().filter(|(_, e)| e.content.as_ref().is_some_and(own)).map(|(p, _)| p).collect();
+        self.rng.pick(&found).map(|p| (*p).clone())
+    }
+
+    /// A path that is not taken, as far as can be seen here, and was not another's a short while ago.
+    fn free_path(&mut self, tree: &Tree) -> Option<Path> {
+        for _ in 0..8 {
+            let path = self.somewhere(tree);
+            let foreign = self.foreign.get(&path).is_some_and(|at| at + FOREIGN_FOR > self.now);
+            if !foreign && !tree.contains_key(&path) {
+                return Some(path);
+            }
+        }
+        None
+    }
+
+    /// As [`Self::program`], of somebody who keeps to his own files.
+    fn orderly_program(&mut self, kind: &str, tree: &Tree) -> Option<Vec<Op>> {
+        let path = match kind {
+            "write" if self.rng.chance(1, 2) => self.free_path(tree)?,
+            "write" | "append" | "rename" => self.own_file(tree)?,
+            "remove" | "touch" => self.file(tree)?,
+            "mkdir" => self.free_path(tree)?,
+            "rename directory" | "remove tree" => self.of_kind(tree, Some(Kind::Directory))?,
+            _ => self.any(tree)?,
+        };
+        Some(vec![match kind {
+            "write" => Op::Write(path, self.content()),
+            "append" => Op::Append(path, self.content()),
+            "rename" | "rename directory" => Op::Rename(path, self.free_path(tree)?),
+            "remove" => Op::Remove(path),
+            "remove tree" => Op::RemoveTree(path),
+            "mkdir" => Op::Mkdir(path),
+            "touch" => Op::Touch(path, None),
+            _ => Op::Chmod(path, *self.rng.pick(&[0o644, 0o600, 0o755])?),
+        }])
     }
 
     fn program(&mut self, kind: &str, tree: &Tree) -> Option<Vec<Op>> {
@@ -528,6 +618,18 @@ impl Crowd {
             }
             other => unreachable!("{other} is not in the table"),
         })
+    }
+}
+
+/// How often people do what, where each keeps to his own.
+fn orderly_weight(kind: &str, steward: bool) -> u64 {
+    match kind {
+        "write" => 30,
+        "append" => 10,
+        "rename" | "remove" | "touch" | "mkdir" | "chmod" => 12,
+        "rename directory" if steward => 16,
+        "remove tree" if steward => 4,
+        _ => 0,
     }
 }
 

@@ -57,6 +57,8 @@ pub(crate) enum Event {
     Errand { member: usize },
     /// A member that was left alone is reached again.
     Company { member: usize },
+    /// Connections are cut and mended between islands.
+    Tide,
     /// A running program of a user goes on.
     Program { member: usize },
     /// The next planned trouble.
@@ -243,6 +245,7 @@ impl<'a> World<'a> {
             Event::Begin => self.begin(),
             Event::Errand { member } => self.errand(member),
             Event::Company { member } => self.company(member),
+            Event::Tide => self.tide(),
             Event::Program { member } => self.program(member),
             Event::Trouble { number } => self.trouble(number),
             Event::Over { number } => self.over(number),
@@ -287,6 +290,7 @@ impl<'a> World<'a> {
             }),
             staging_bytes: self.plan.staging_bytes,
             page_bytes: self.plan.page_bytes,
+            name_memory: self.plan.name_memory,
         };
         // The watcher's marks stand before the replica begins to scan: hints from here on are its own.
         let _ = member.fs.take_hints();
@@ -560,6 +564,20 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Where members are islands: most connections are cut, and others than before.
+    fn tide(&mut self) {
+        if self.healing {
+            return;
+        }
+        for index in 0..self.connections.len() {
+            let cut = self.rng.chance(3, 4);
+            self.set_cut(index, End::Down, cut);
+            self.set_cut(index, End::Up, cut);
+        }
+        let delay = self.plan.ends / 24 + 1;
+        self.after(delay, Event::Tide);
+    }
+
     /// Nobody reaches a member that was put back until long after it goes on by itself; people there work all the same.
     fn leave_alone(&mut self, number: usize) {
         self.counters.count("members put back and left alone");
@@ -767,9 +785,9 @@ impl<'a> World<'a> {
     /// Tells the oracle what people did, and plans the next steps of their programs.
     pub(crate) fn after_users(&mut self, number: usize) {
         let member = &self.members[number];
-        let (lines, handled, next) = {
+        let (lines, handled, moved, next) = {
             let mut crowd = member.crowd();
-            (crowd.take_log(), crowd.take_handled(), crowd.next())
+            (crowd.take_log(), crowd.take_handled(), crowd.take_moved(), crowd.next())
         };
         let deeds = member.fs.take_deeds();
         for line in lines {
@@ -787,6 +805,9 @@ impl<'a> World<'a> {
                 }
                 self.oracle.deed(number, self.now, deed, &|content| on_any(&others, content));
             }
+        }
+        for (content, path, itself) in moved {
+            self.oracle.moved(number, content, path, itself);
         }
         if let Some(next) = next {
             self.at(next, Event::Program { member: number });
@@ -861,7 +882,7 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
     config.coarse_hints = rng.chance(1, 8);
     let fs = SimFs::new(config, clock.clone(), rng.bits());
     let power = fs.power();
-    let mut crowd = Crowd::new(number, rng.fork(), plan.names, plan.depth);
+    let mut crowd = Crowd::new(number, rng.fork(), plan);
     crowd.prints = print;
     crowd.worst_moment = if plan.writer.is_none_or(|w| w == number) { plan.worst_moment } else { 0 };
     let crowd = Arc::new(Mutex::new(crowd));
@@ -947,7 +968,7 @@ impl World<'_> {
     /// Every planned trouble, when its time comes.
     pub(crate) fn plan_troubles(&mut self) {
         for number in 0..self.plan.troubles.len() {
-            self.at(self.plan.troubles[number].0, Event::Trouble { number });
+            self.after(self.plan.troubles[number].0, Event::Trouble { number });
         }
     }
 }

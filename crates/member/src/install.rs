@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::Duration;
 
+use anabranch_engine::Rule;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
 use anabranch_net::message::{Message, PIECE_BYTES_MAX};
@@ -1092,7 +1093,9 @@ where
         let Some(disk) = node.content.as_ref() else { return Ok(Reason::Deleted) };
         let Some(held) = disk.bytes else { return Ok(Reason::Differed) };
         if let Some(facet) = winner {
-            let seen = facet.written.history.covers(held) && facet.bytes.version != held;
+            let elsewhere = anabranch_engine::broken(Rule::PreserveWhatLostElsewhere)
+                && self.partner_known.values().any(|known| known.covers(held));
+            let seen = (facet.written.history.covers(held) && facet.bytes.version != held) || elsewhere;
             return Ok(if seen { Reason::Overwritten } else { Reason::LostEdit });
         }
         let beside = |other: Option<Uid>| -> Result<bool> {

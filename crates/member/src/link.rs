@@ -226,7 +226,8 @@ where
         if let Some((mut known, mark)) = page.complete {
             Self::cap_closed(&tables::closed(self.records.kv())?, &mut known);
             let mut counts = self.counters.cases;
-            let end = self.records.complete_pass(replica, page.through, &known, self.now, self.config.limits.ahead)?;
+            let limit = if broken(Step::TimesAhead) { u64::MAX } else { self.config.limits.ahead };
+            let end = self.records.complete_pass(replica, page.through, &known, self.now, limit)?;
             match end {
                 PassEnd::Complete(taken) => {
                     counts[0] += taken.old;

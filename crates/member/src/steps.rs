@@ -1,4 +1,4 @@
-//! The steps by which nothing is lost (design, sections 5, 8 and 11), each of which can be left out on purpose.
+//! The steps by which nothing is lost (design, sections 4, 5, 8 and 11), each of which can be left out on purpose.
 //!
 //! With the feature `mutants` the simulator breaks one at a time and must catch it; without it nothing can be broken.
 //! The last step of section 8, that the commit itself is durable before anything rests on it, is the database's: the
@@ -26,13 +26,15 @@ pub enum Step {
     PublishedDurable,
     /// What could not be looked at or enumerated is not taken for absent (section 5).
     ErrorIsNotAbsence,
+    /// What carries a time far ahead of our clock is not taken in (section 4).
+    TimesAhead,
     /// A partner's echo of our mark is compared with what we know of ourselves (section 11).
     MarkEcho,
 }
 
 impl Step {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::DataDurable,
         Self::Intents,
         Self::Lease,
@@ -42,6 +44,7 @@ impl Step {
         Self::NamesDurable,
         Self::PublishedDurable,
         Self::ErrorIsNotAbsence,
+        Self::TimesAhead,
         Self::MarkEcho,
     ];
 }
