@@ -8,7 +8,7 @@ use crate::trouble;
 use crate::users;
 
 /// What a long run must have seen besides troubles, faults and the habits of users.
-const REQUIRED: [&str; 58] = [
+const REQUIRED: [&str; 60] = [
     // The four cases (design, section 4), and what comes of them.
     "replica: case 1: old",
     "replica: case 2: descendant",
@@ -62,9 +62,11 @@ const REQUIRED: [&str; 58] = [
     "messages that others overtook",
     "broken passes",
     "links closed by a member",
+    "looks in the middle of a pass",
     // Old images.
     "members put back to an image",
     "members put back and left alone",
+    "members put back just after a partner heard of them",
     "members copied to other hardware",
     "event 2004",
     // Sizes and forms.

@@ -126,6 +126,8 @@ pub(crate) trait Machine {
     /// # Errors
     /// As [`Self::preserved`].
     fn records(&self) -> Result<Vec<(String, String)>, String>;
+    /// A digest of what its records show to be there: equal for equal trees of one history.
+    fn state(&self) -> u64;
     /// The latest time that any of its records carries.
     fn clock(&self) -> Hlc;
     /// What happened so far.

@@ -9,6 +9,7 @@
 //! | Convergence | at rest | all trees are equal: names, kinds, bytes, attributes, times of files |
 //! | No loss | at rest | each content that a user finished and nobody ended is in the tree, or preserved with a manifest entry |
 //! | No race | at rest | … and where it is preserved, it is so as *unseen*: it would be purged as something replaced knowingly |
+//! | Intent | in the middle of passes, one writer | what a member's records show is what the writer's showed at some time |
 //! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11) |
 //! | Agreement | at rest | members that have a record of one thing have the same one, its maps too |
 //! | No reversal | at rest, where people keep to their own and no disk took anything | what one wrote and nobody ended is in the tree, under the name that he gave it and in the directory that the steward gave it; what one ended is not |

@@ -83,9 +83,9 @@ impl Trouble {
         (Self::FullDisk, 20),
         (Self::SlowDisk, 30),
         (Self::ClockJump, 30),
-        (Self::ClockFuture, 10),
+        (Self::ClockFuture, 20),
         (Self::Overflow, 40),
-        (Self::Rollback, 25),
+        (Self::Rollback, 40),
         (Self::Copied, 8),
         (Self::Unmounted, 8),
         (Self::MountedOver, 10),
@@ -154,7 +154,7 @@ impl Plan {
         // Who takes a name soon after another's file left it would continue that one's identity, and own it too.
         self.name_memory = 0;
         self.names = self.names.max(4);
-        self.keep_beside = rng.chance(1, 2);
+        self.keep_beside = rng.chance(3, 4);
     }
 
     fn free(seed: u64, rng: &mut Rng) -> Self {

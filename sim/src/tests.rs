@@ -50,6 +50,9 @@ impl Machine for Wrong {
     fn records(&self) -> Result<Vec<(String, String)>, String> {
         Ok(Vec::new())
     }
+    fn state(&self) -> u64 {
+        0
+    }
     fn clock(&self) -> Hlc {
         Hlc(0)
     }

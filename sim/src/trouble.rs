@@ -104,6 +104,10 @@ impl World<'_> {
                 let far = self.rng.between(700_000_000, 200_000_000_000);
                 self.members[member].skew += i64::try_from(far).unwrap_or(0);
                 self.counters.count("clocks far in the future");
+                // Who can compare his clock with a partner's stamps nothing: so some cannot.
+                if self.rng.chance(1, 2) {
+                    self.cut_off(member, true);
+                }
                 self.some_time(over);
             }
             Trouble::Overflow => {
@@ -154,7 +158,14 @@ impl World<'_> {
             Trouble::Faults => self.members[number].fs.faults(Faults::clear),
             Trouble::FullDisk => self.members[number].fs.configure(|c| c.capacity = 1 << 30),
             Trouble::SlowDisk => self.members[number].sync_time = SYNC_TIME,
-            Trouble::ClockFuture => self.members[number].skew = 0,
+            Trouble::ClockFuture => {
+                self.members[number].skew = 0;
+                self.cut_off(number, false);
+            }
+            Trouble::Rollback if self.members[number].image.is_some() && self.rng.chance(1, 2) => {
+                // What it says next, it will not know any more.
+                self.members[number].put_back_after_page = true;
+            }
             Trouble::Rollback => self.roll_back(number, false),
             Trouble::Copied => self.roll_back(number, true),
             Trouble::Unmounted => {
@@ -186,6 +197,7 @@ impl World<'_> {
         for number in 0..self.members.len() {
             let member = &mut self.members[number];
             member.image = None;
+            member.put_back_after_page = false;
             member.skew = member.skew.clamp(-1_000_000, 1_000_000);
             member.sync_time = SYNC_TIME;
             member.mounted = true;

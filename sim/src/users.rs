@@ -508,20 +508,28 @@ impl Crowd {
         None
     }
 
+    /// A path for a directory that is not taken: few names, so that many members make directories of one name.
+    fn free_directory(&mut self, tree: &Tree) -> Option<Path> {
+        let path = self.free_path(tree)?;
+        let name = *self.rng.pick(&[&b"d"[..], b"site", b"index"])?;
+        Some(join(parent(&path), name)).filter(|path| !tree.contains_key(path))
+    }
+
     /// As [`Self::program`], of somebody who keeps to his own files.
     fn orderly_program(&mut self, kind: &str, tree: &Tree) -> Option<Vec<Op>> {
         let path = match kind {
             "write" if self.rng.chance(1, 2) => self.free_path(tree)?,
             "write" | "append" | "rename" => self.own_file(tree)?,
             "remove" | "touch" => self.file(tree)?,
-            "mkdir" => self.free_path(tree)?,
+            "mkdir" => self.free_directory(tree)?,
             "rename directory" | "remove tree" => self.of_kind(tree, Some(Kind::Directory))?,
             _ => self.any(tree)?,
         };
         Some(vec![match kind {
             "write" => Op::Write(path, self.content()),
             "append" => Op::Append(path, self.content()),
-            "rename" | "rename directory" => Op::Rename(path, self.free_path(tree)?),
+            "rename" => Op::Rename(path, self.free_path(tree)?),
+            "rename directory" => Op::Rename(path, self.free_directory(tree)?),
             "remove" => Op::Remove(path),
             "remove tree" => Op::RemoveTree(path),
             "mkdir" => Op::Mkdir(path),

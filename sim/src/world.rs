@@ -33,6 +33,9 @@ const HOLD: u64 = 605_000_000;
 /// How far a time may be ahead (design, section 4), and a little more.
 const AHEAD: u64 = 601_000_000;
 
+/// Pages of fewer bytes may hold less than what a pass brings.
+const WHOLE_PAGES: usize = 1 << 20;
+
 /// How often a member may ask to be called at once, in a row.
 const SPINS_MAX: u32 = 2000;
 
@@ -99,6 +102,8 @@ pub(crate) struct Member {
     pub(crate) place: u64,
     pub(crate) stop: Option<Stop>,
     pub(crate) image: Option<(Image, MemoryKv)>,
+    /// It goes back to its image as soon as a partner has taken in something of its own.
+    pub(crate) put_back_after_page: bool,
     pub(crate) mounted: bool,
     /// How long one sync takes, microseconds.
     pub(crate) sync_time: u64,
@@ -136,6 +141,8 @@ pub(crate) struct World<'a> {
     pub(crate) errands: u64,
     /// Messages sent so far.
     sent: u64,
+    /// What the records of the only member that writes showed, at one time or another.
+    states: BTreeSet<u64>,
     queue: BinaryHeap<Reverse<(u64, u64, Event)>>,
     sequence: u64,
     next_link: u64,
@@ -182,6 +189,7 @@ impl<'a> World<'a> {
             events: 0,
             errands: 0,
             sent: 0,
+            states: BTreeSet::from([0]),
             queue: BinaryHeap::new(),
             sequence: 0,
             next_link: 1,
@@ -336,6 +344,9 @@ impl<'a> World<'a> {
         }
         member.syncs = syncs;
         let on = member.power.is_on();
+        if self.plan.writer == Some(number) && self.plan.page_bytes < WHOLE_PAGES {
+            self.states.extend(member.machine.as_ref().map(|machine| machine.state()));
+        }
         self.after_users(number);
         // What it said before the power went may have been sent; what it said after it noticed nothing was not.
         if !on {
@@ -538,8 +549,10 @@ impl<'a> World<'a> {
     /// Puts disk and database back to an image.
     pub(crate) fn roll_back(&mut self, number: usize, copied: bool) {
         let Some((image, kv)) = self.members[number].image.take() else { return };
+        self.members[number].put_back_after_page = false;
         // Whatever is there afterwards counts as there: so it is asked about before.
         self.look_at(number);
+        (0..self.members.len()).for_each(|member| self.look_into(member));
         self.go_down(number);
         let member = &mut self.members[number];
         let before = everything(&member.fs);
@@ -581,10 +594,7 @@ impl<'a> World<'a> {
     /// Nobody reaches a member that was put back until long after it goes on by itself; people there work all the same.
     fn leave_alone(&mut self, number: usize) {
         self.counters.count("members put back and left alone");
-        for index in self.connections_of(number) {
-            self.set_cut(index, End::Down, true);
-            self.set_cut(index, End::Up, true);
-        }
+        self.cut_off(number, true);
         let (from, until) = (HOLD + 60_000_000, HOLD + 120_000_000);
         for _ in 0..self.rng.between(3, 8) {
             self.errands += 1;
@@ -604,9 +614,15 @@ impl<'a> World<'a> {
 
     fn company(&mut self, number: usize) {
         self.errands = self.errands.saturating_sub(1);
+        self.look_into(number);
+        self.cut_off(number, false);
+    }
+
+    /// Nothing reaches this member, and nothing that it says reaches anybody; or everything again.
+    pub(crate) fn cut_off(&mut self, number: usize, cut: bool) {
         for index in self.connections_of(number) {
-            self.set_cut(index, End::Down, false);
-            self.set_cut(index, End::Up, false);
+            self.set_cut(index, End::Down, cut);
+            self.set_cut(index, End::Up, cut);
         }
     }
 
@@ -685,7 +701,18 @@ impl<'a> World<'a> {
             self.counters.count("messages that others overtook");
         }
         member.received = member.received.max(sent);
+        let half = matches!(&envelope.message, Message::Page(page) if page.complete.is_none());
+        let own_page =
+            matches!(&envelope.message, Message::Page(page) if !page.rows.is_empty() && page.complete.is_some());
         self.call(number, Input::Received(link, envelope.message));
+        if half {
+            self.look_for_halves(number);
+        }
+        let sender = self.connections[index].ends[end as usize];
+        if own_page && self.members[sender].put_back_after_page {
+            self.counters.count("members put back just after a partner heard of them");
+            self.roll_back(sender, false);
+        }
     }
 
     /// A connection breaks: what is on its way is lost, and each end notices in its own time.
@@ -827,6 +854,18 @@ impl<'a> World<'a> {
         }
     }
 
+    /// Where one member writes, what any other one's records show is what that one's showed at some time: half of what he
+    /// did in one step is never seen (design, section 6).
+    fn look_for_halves(&mut self, number: usize) {
+        let Some(writer) = self.plan.writer.filter(|writer| *writer != number) else { return };
+        let Some(machine) = self.members[number].machine.as_ref() else { return };
+        self.counters.count("looks in the middle of a pass");
+        if !self.states.contains(&machine.state()) {
+            let text = format!("{} shows what member {writer} never showed", self.members[number].name);
+            self.violations.push(Violation { invariant: "Intent", text });
+        }
+    }
+
     /// The latest time that members with good clocks take in.
     pub(crate) fn not_ahead(&self) -> Hlc {
         Hlc(BEGIN + self.now + AHEAD)
@@ -903,6 +942,7 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
         place: 1000 + number as u64,
         stop: None,
         image: None,
+        put_back_after_page: false,
         mounted: true,
         sync_time: SYNC_TIME,
         latest: 0,
