@@ -125,6 +125,24 @@ fn a_seed_is_a_history() {
     }
 }
 
+#[cfg(feature = "mutants")]
+#[test]
+fn mistakes_are_caught() {
+    use crate::mutants::{Control, Mutant, Search};
+
+    // Quick ones of each kind: a step of an install, a look at what users do meanwhile, a rule of each facet, and a pass.
+    let names = ["NamesDurable", "Compare", "LatestStampWins", "PreserveWhatLostElsewhere", "ChangeNumbersCarryMerges"];
+    let run = |seed| crate::guarded(seed, false).violations;
+    let search = Search { run: &run, from: 0, histories: 200, jobs: 2, until: None };
+    for name in names {
+        let mutant = Mutant::named(name).expect("it is in the list");
+        let (hunt, caught) = search.hunt(mutant, &Control::default());
+        let caught = caught.unwrap_or_else(|| panic!("{name} is not caught: {hunt:?}"));
+        // What the table says is so: the seed fails with the mistake, and not without it.
+        assert!(!mutant.with(|| run(caught.seed)).is_empty() && run(caught.seed).is_empty(), "{name}: {caught}");
+    }
+}
+
 #[test]
 fn histories_have_enough_troubles_on_average() {
     const PLANS: u64 = 2000;

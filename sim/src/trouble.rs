@@ -104,11 +104,15 @@ impl World<'_> {
                 let far = self.rng.between(700_000_000, 200_000_000_000);
                 self.members[member].skew += i64::try_from(far).unwrap_or(0);
                 self.counters.count("clocks far in the future");
-                // Who can compare his clock with a partner's stamps nothing: so some cannot.
+                // Who can compare his clock with a partner's stamps nothing. So some cannot for a while, and partners
+                // hear of it before it is right again.
                 if self.rng.chance(1, 2) {
-                    self.cut_off(member, true);
+                    let alone = self.rng.between(1_000_000, 20_000_000);
+                    self.work_alone(member, 2, (alone / 2, alone));
+                    self.after(alone + 10_000_000, over);
+                } else {
+                    self.some_time(over);
                 }
-                self.some_time(over);
             }
             Trouble::Overflow => {
                 self.members[member].fs.overflow_hints();
@@ -159,8 +163,8 @@ impl World<'_> {
             Trouble::FullDisk => self.members[number].fs.configure(|c| c.capacity = 1 << 30),
             Trouble::SlowDisk => self.members[number].sync_time = SYNC_TIME,
             Trouble::ClockFuture => {
+                (0..self.members.len()).for_each(|member| self.look_into(member));
                 self.members[number].skew = 0;
-                self.cut_off(number, false);
             }
             Trouble::Rollback if self.members[number].image.is_some() && self.rng.chance(1, 2) => {
                 // What it says next, it will not know any more.

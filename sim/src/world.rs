@@ -594,14 +594,18 @@ impl<'a> World<'a> {
     /// Nobody reaches a member that was put back until long after it goes on by itself; people there work all the same.
     fn leave_alone(&mut self, number: usize) {
         self.counters.count("members put back and left alone");
+        let count = self.rng.between(3, 8);
+        self.work_alone(number, count, (HOLD + 60_000_000, HOLD + 120_000_000));
+    }
+
+    /// Nobody reaches a member for a while, and people there begin so many things between these two times from now.
+    pub(crate) fn work_alone(&mut self, number: usize, count: u64, (from, until): (u64, u64)) {
         self.cut_off(number, true);
-        let (from, until) = (HOLD + 60_000_000, HOLD + 120_000_000);
-        for _ in 0..self.rng.between(3, 8) {
-            self.errands += 1;
+        self.errands += count + 1;
+        for _ in 0..count {
             let delay = self.rng.between(from, until);
             self.after(delay, Event::Errand { member: number });
         }
-        self.errands += 1;
         self.after(until + 1_000_000, Event::Company { member: number });
     }
 
@@ -872,7 +876,7 @@ impl<'a> World<'a> {
     }
 
     /// Asks whether a member's records say what they must not.
-    fn look_into(&mut self, number: usize) {
+    pub(crate) fn look_into(&mut self, number: usize) {
         let until = self.not_ahead();
         let member = &mut self.members[number];
         let latest = member.latest;

@@ -24,12 +24,20 @@ const PROFILE: &str = "verify";
 /// More seeds than any machine gets through in a run.
 const SEEDS: u64 = 1 << 40;
 
+/// Rules and steps of which some are caught within seconds: one of each kind.
+const QUICK_MUTANTS: &str = "--histories 1000 --control 300 --break DataDurable --break Lease --break Compare \
+    --break GuardPause --break LookAtWhatCameOut --break NamesDurable --break PublishedDurable --break LatestStampWins \
+    --break EditBeatsUnseenDelete --break PreserveWhatLostElsewhere --break APassEndsWhereNothingIsNewer \
+    --break ChangeNumbersCarryMerges";
+
 /// How many of everything a run makes.
 pub(crate) struct Plan {
     name: &'static str,
     /// `None`: leave out what only looks at sources and small parts.
     whole: bool,
     simulation: Simulation,
+    /// Arguments of the run that breaks rules and steps in turn.
+    mutants: &'static str,
     kills: u32,
     installs: u32,
     cuts: u32,
@@ -45,7 +53,15 @@ enum Simulation {
 impl Plan {
     /// What every change must pass: under 40 minutes on two cores.
     pub(crate) fn test() -> Self {
-        Self { name: "test", whole: true, simulation: Simulation::Minutes(5), kills: 20, installs: 500, cuts: 30 }
+        Self {
+            name: "test",
+            whole: true,
+            simulation: Simulation::Minutes(5),
+            mutants: QUICK_MUTANTS,
+            kills: 20,
+            installs: 500,
+            cuts: 30,
+        }
     }
 
     /// What a release must pass: hours.
@@ -54,6 +70,7 @@ impl Plan {
             name: "torture",
             whole: false,
             simulation: Simulation::Histories(100_000),
+            mutants: "--histories 10000 --control 5000",
             kills: 1_000,
             installs: 10_000,
             cuts: 1_000,
@@ -152,7 +169,15 @@ fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
         Simulation::Minutes(minutes) => (format!("{seed}..{} --minutes {minutes}", seed + SEEDS), minutes + 5),
         Simulation::Histories(histories) => (format!("{seed}..{}", seed + histories), 24 * 60),
     };
-    steps.push(Step::new("simulation", &program("sim"), &format!("--seeds {amount} --table {DEBT}")).at_most(minutes));
+    steps.push(
+        Step::new("simulation", &program("sim"), &format!("--seeds {amount} --table --require-all {DEBT}"))
+            .at_most(minutes),
+    );
+    let tests = "--test mutants -p sim --bin sim --features anabranch-engine/mutants,sim/mutants -- --show-output";
+    steps.push(Step::cargo("mutants, in tests", &format!("test --profile {PROFILE} -p anabranch-engine {tests}")));
+    // Built last: it takes the place of the simulator that breaks nothing.
+    let line = format!("run --profile {PROFILE} -p sim --features mutants -- --mutants --seed {seed} {}", plan.mutants);
+    steps.push(Step::cargo("mutants", &line).at_most(if plan.whole { 20 } else { 24 * 60 }));
     let line = format!("test -p e2e --profile {PROFILE} --no-fail-fast -- --show-output --test-threads 2");
     steps.push(
         Step::cargo("end to end", &line)
