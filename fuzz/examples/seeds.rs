@@ -111,7 +111,7 @@ fn messages() -> Vec<Message> {
             request,
             wants: vec![Want { uid, version: version(1, 6), hash: [3; 32], offset: 65_536, length: 4_096 }; 2],
         },
-        Message::Pieces { request, first: 1, pieces: vec![Piece::Data(vec![1, 2]), Piece::NotHeld, Piece::Busy] },
+        Message::Pieces { request, first: 1, pieces: vec![Piece::Data(vec![1, 2].into()), Piece::NotHeld, Piece::Busy] },
         Message::Held { uids: vec![uid] },
         Message::Acknowledged { members: vec![Acknowledgement { member, replica, serial: 3, held: known }] },
         Message::AskSums { request },

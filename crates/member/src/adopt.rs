@@ -96,6 +96,7 @@ where
             {
                 Some(record) => {
                     tasks.push(Task {
+                        size: stat.stamp.size,
                         dir: dir.clone(),
                         name: entry.name,
                         kind: stat.kind,
@@ -133,7 +134,7 @@ where
             let attributes = read.attributes.unwrap_or_default();
             let same = record.attributes.as_ref().filter(|f| f.value == attributes).map(|f| f.written.version);
             let node = Node {
-                id: self.new_node_id()?,
+                id: self.new_node_id(),
                 parent: id,
                 name: task.name,
                 uid: Some(record.uid),

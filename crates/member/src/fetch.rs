@@ -9,7 +9,7 @@ use std::io;
 
 use anabranch_engine::kv::Kv;
 use anabranch_model::{Content, ContentFacet, Hash, Hlc, Uid, Version};
-use anabranch_net::message::{Message, PIECE_BYTES_MAX, Piece, WANTS_MAX, Want};
+use anabranch_net::message::{Bytes, Message, PIECE_BYTES_MAX, Piece, WANTS_MAX, Want};
 use anabranch_volume::fs::Fs;
 use anabranch_volume::hash::read_hash;
 
@@ -21,10 +21,12 @@ use crate::tables;
 
 /// Bytes asked for in one request.
 const REQUEST_BYTES: u64 = 2 << 20;
+/// Of a large file so many bytes at a time are given to the disk.
+const WRITE_BACK_BYTES: u64 = 8 << 20;
 /// Contents that nobody had which are looked for here again, at each retry.
 const AGAIN: usize = 256;
 /// Requests under way on one link.
-const REQUESTS: usize = 3;
+const REQUESTS: usize = 6;
 
 /// One content that is wanted.
 pub(crate) struct Wanted<File> {
@@ -155,9 +157,9 @@ where
         let limits = &self.config.limits;
         let weight = Fetching::<F::File>::weight(size);
         let full = self.fetching.wanted.len() + self.ready.len() >= limits.window_items
-            || self.fetching.bytes + self.ready_bytes() + weight > limits.window_bytes
+            || self.fetching.bytes + self.ready.small_bytes() + weight > limits.window_bytes
             || (size > u64::from(PIECE_BYTES_MAX) && self.staged_bytes() + size > limits.staging_bytes);
-        if full && !(self.fetching.is_empty() && self.ready.is_empty()) {
+        if full && !(self.fetching.is_empty() && self.ready.len() == 0) {
             return false;
         }
         self.fetching.bytes += weight;
@@ -168,11 +170,6 @@ where
             Wanted { version, hash, size, refused: BTreeSet::new(), asked: None, asked_to: 0, received: 0, file: None },
         );
         true
-    }
-
-    /// Bytes of small files that wait in memory for their install.
-    fn ready_bytes(&self) -> u64 {
-        self.ready.values().map(|r| if let Ready::Bytes { bytes, .. } = r { bytes.len() as u64 } else { 0 }).sum()
     }
 
     /// Is there room for a large file, besides those on their way? How much is missing, where there is not.
@@ -186,8 +183,7 @@ where
     /// Bytes of large files on their way or waiting for their install.
     fn staged_bytes(&self) -> u64 {
         let large = |size: u64| if size > u64::from(PIECE_BYTES_MAX) { size } else { 0 };
-        self.fetching.wanted.values().map(|w| large(w.size)).sum::<u64>()
-            + self.ready.values().map(|r| large(r.size())).sum::<u64>()
+        self.fetching.wanted.values().map(|w| large(w.size)).sum::<u64>() + self.ready.large_bytes()
     }
 
     /// Asks partners for what is wanted and not yet asked for.
@@ -344,7 +340,7 @@ where
         self.fetching.idle.insert(want.uid);
     }
 
-    fn take_piece(&mut self, link: LinkId, want: &Want, bytes: Vec<u8>) -> Result<()> {
+    fn take_piece(&mut self, link: LinkId, want: &Want, bytes: Bytes) -> Result<()> {
         self.counters.content_received += bytes.len() as u64;
         let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(()) };
         if wanted.hash != want.hash || wanted.asked != Some(link) || want.offset != wanted.received {
@@ -356,7 +352,8 @@ where
                 return Ok(());
             }
             self.fetching.forget(want.uid);
-            self.ready.insert(want.uid, Ready::Bytes { bytes, hash: want.hash });
+            // Not a share of the frame: that would hold all of it for as long as the last of its pieces waits.
+            self.ready.insert(want.uid, Ready::Bytes { bytes: bytes.to_vec(), hash: want.hash });
             self.due_now(want.uid);
             return Ok(());
         }
@@ -423,6 +420,11 @@ where
             crate::install::write_sparse(&self.fs, file, bytes, want.offset)?;
             hasher.update(bytes);
             wanted.received += bytes.len() as u64;
+            // On its way to the disk while the rest comes: less is left to wait for when all of it must be there.
+            let begun = wanted.received - wanted.received % WRITE_BACK_BYTES;
+            if begun > want.offset {
+                self.fs.begin_write_back(file, begun - WRITE_BACK_BYTES, WRITE_BACK_BYTES);
+            }
         }
         Ok(())
     }

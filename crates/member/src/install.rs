@@ -5,15 +5,16 @@
 //! came out, makes the directories durable, and only then says in the database what is held. A crash at any point
 //! leaves the old content or the new one at every name, and the database tells which.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
 use anabranch_engine::Rule;
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
+use anabranch_model::{AttributesFacet, Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
 use anabranch_net::message::{Message, PIECE_BYTES_MAX};
 use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
+use anabranch_volume::walk::share_out;
 
 use crate::events::EventKind;
 use crate::fetch::private_name;
@@ -45,6 +46,53 @@ impl Ready {
     }
 }
 
+/// What is ready, with its sums at hand: they are asked for with every piece that comes.
+#[derive(Default)]
+pub(crate) struct ReadySet {
+    items: BTreeMap<Uid, Ready>,
+    small_bytes: u64,
+    large_bytes: u64,
+}
+
+impl ReadySet {
+    pub(crate) fn insert(&mut self, uid: Uid, ready: Ready) {
+        self.remove(uid);
+        *self.sum(&ready) += ready.size();
+        self.items.insert(uid, ready);
+    }
+
+    pub(crate) fn remove(&mut self, uid: Uid) -> Option<Ready> {
+        let ready = self.items.remove(&uid)?;
+        *self.sum(&ready) -= ready.size();
+        Some(ready)
+    }
+
+    pub(crate) fn get(&self, uid: Uid) -> Option<&Ready> {
+        self.items.get(&uid)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.items.len()
+    }
+
+    /// Bytes that wait in memory.
+    pub(crate) fn small_bytes(&self) -> u64 {
+        self.small_bytes
+    }
+
+    /// Bytes that wait in staging.
+    pub(crate) fn large_bytes(&self) -> u64 {
+        self.large_bytes
+    }
+
+    fn sum(&mut self, ready: &Ready) -> &mut u64 {
+        match ready {
+            Ready::Bytes { .. } => &mut self.small_bytes,
+            Ready::Staged { .. } => &mut self.large_bytes,
+        }
+    }
+}
+
 /// What came of looking at one item.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Looked {
@@ -54,6 +102,18 @@ enum Looked {
     Planned,
     /// Later, and why.
     Wait(Waiting),
+}
+
+/// A file or symlink that is to be prepared and put in place.
+struct Planned<F: Fs> {
+    uid: Uid,
+    facet: ContentFacet,
+    wanted: Option<AttributesFacet>,
+    parent: NodeId,
+    dir: F::Dir,
+    name: Vec<u8>,
+    replaces: Option<Node>,
+    preserved: u64,
 }
 
 /// A file or symlink that is to be put in place.
@@ -99,10 +159,11 @@ enum Outcome {
 
 /// One batch.
 struct Batch<F: Fs> {
+    planned: Vec<Planned<F>>,
     installs: Vec<Install<F>>,
     removals: Vec<Removal<F>>,
     /// UIDs looked at in this batch, and what came of it.
-    visited: std::collections::BTreeMap<Uid, Option<Looked>>,
+    visited: BTreeMap<Uid, Option<Looked>>,
     /// Directories whose entries changed.
     dirs: BTreeSet<NodeId>,
     /// Private files whose data is not durable yet.
@@ -133,8 +194,8 @@ where
         let key = nodes::uid_key(uid).to_vec();
         self.waiting.remove(&key);
         self.due.insert(key);
-        let bytes: u64 = self.ready.values().map(|r| r.size().min(u64::from(PIECE_BYTES_MAX))).sum();
-        let full = self.ready.len() >= self.config.limits.batch_installs || bytes >= self.config.limits.batch_bytes;
+        let limits = &self.config.limits;
+        let full = self.ready.len() >= limits.batch_installs || self.ready.small_bytes() >= limits.batch_bytes;
         let wait = if full || !self.fetching.under_way() { 0 } else { self.config.limits.batch_wait };
         let at = Hlc(self.now.0 + wait);
         self.work_at = Some(self.work_at.map_or(at, |before| before.min(at)));
@@ -160,9 +221,10 @@ where
         }
         self.records.begin()?;
         let mut batch = Batch {
+            planned: Vec::new(),
             installs: Vec::new(),
             removals: Vec::new(),
-            visited: std::collections::BTreeMap::new(),
+            visited: BTreeMap::new(),
             dirs: BTreeSet::new(),
             files: Vec::new(),
             moved: BTreeSet::new(),
@@ -170,7 +232,7 @@ where
             next_preserved: tables::next_preserved(self.records.kv())?,
         };
         let mut rows = 0;
-        while rows < ROWS && batch.installs.len() + batch.removals.len() < self.config.limits.batch_installs {
+        while rows < ROWS && batch.planned.len() + batch.removals.len() < self.config.limits.batch_installs {
             let Some(key) = self.next_row()? else { break };
             rows += 1;
             if !self.look_at_row(&mut batch, &key)? {
@@ -181,6 +243,7 @@ where
         if !self.due.is_empty() || !(self.walk_done || self.window_full) {
             self.work_at = Some(now);
         }
+        self.prepare_batch(&mut batch)?;
         if let Err(error) = self.make_durable(&mut batch)? {
             return self.undo_batch(&batch, &error);
         }
@@ -367,7 +430,7 @@ where
 
     fn drop_content(&mut self, uid: Uid) {
         self.fetching.forget(uid);
-        if let Some(Ready::Staged { name, .. }) = self.ready.remove(&uid)
+        if let Some(Ready::Staged { name, .. }) = self.ready.remove(uid)
             && let Err(error) = self.fs.remove_file(&self.private.staging, &name)
         {
             self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
@@ -816,7 +879,7 @@ where
             Err(error) => return Ok(Looked::Wait(self.failed(parent.id, name, &error)?)),
         };
         self.put_back_times(parent.id, parent.id, times)?;
-        let id = self.new_node_id()?;
+        let id = self.new_node_id();
         let node = self.node_after(id, parent.id, name, record.uid, &stat, None, false, attributes)?;
         nodes::put(self.records.kv_mut(), None, &node)?;
         batch.dirs.insert(parent.id);
@@ -949,10 +1012,10 @@ where
     ) -> Result<Looked> {
         let uid = record.uid;
         if let Content::File { size, hash } = &facet.value {
-            if self.ready.get(&uid).is_some_and(|r| r.hash() != hash) {
+            if self.ready.get(uid).is_some_and(|r| r.hash() != hash) {
                 self.drop_content(uid);
             }
-            if !self.ready.contains_key(&uid) {
+            if self.ready.get(uid).is_none() {
                 let here = if *size == 0 {
                     Some(Ready::Bytes { bytes: Vec::new(), hash: *hash })
                 } else if self.fetching.wants(uid, hash) {
@@ -995,81 +1058,60 @@ where
             Ok(dir) => dir,
             Err(why) => return Ok(Looked::Wait(why)),
         };
-        let (private, file) = match self.prepare(record, &facet) {
-            Ok(prepared) => prepared,
-            Err(error) => {
-                let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-                if full {
-                    self.report_once(EventKind::StagingFull, error.to_string());
-                    return Ok(Looked::Wait(Waiting::Failed));
-                }
-                return Ok(Looked::Wait(self.failed(parent.id, name, &error)?));
-            }
-        };
-        batch.files.extend(file);
         let number = batch.next_preserved;
         batch.next_preserved += u64::from(replaces.is_some());
         if let Some(other) = replaces.as_ref().and_then(|n| n.uid).filter(|o| *o != uid) {
             batch.visited.insert(other, Some(Looked::Planned));
         }
-        batch.installs.push(Install {
-            uid,
-            facet,
-            attributes_version: record.attributes.as_ref().map_or(Version::default(), |f| f.written.version),
-            parent: parent.id,
-            dir,
-            name: name.to_vec(),
-            private: private.0,
-            prepared: private.1,
-            attributes: private.2,
-            replaces,
-            preserved: number,
-            guard: None,
-            exchanged: false,
-            unseen: false,
-            outcome: Outcome::Under,
-        });
+        let (wanted, name) = (record.attributes.clone(), name.to_vec());
+        batch.planned.push(Planned { uid, facet, wanted, parent: parent.id, dir, name, replaces, preserved: number });
         Ok(Looked::Planned)
     }
 
-    /// Writes the private file: data, owner, POSIX ACL, mode, other xattrs, NTACL, times (design, section 8).
-    #[expect(clippy::type_complexity, reason = "the private file and its handle")]
-    fn prepare(
-        &mut self,
-        record: &Record,
-        facet: &ContentFacet,
-    ) -> io::Result<((Vec<u8>, Stat, anabranch_model::Attributes), Option<F::File>)> {
-        let staging = self.private.staging.clone();
-        let name = private_name(record.uid);
-        let staged = matches!(self.ready.get(&record.uid), Some(Ready::Staged { .. }));
-        if !staged {
-            match self.fs.remove_file(&staging, &name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
+    /// Writes the private files of a batch, on as many threads as the file system bears. What cannot be prepared waits.
+    fn prepare_batch(&mut self, batch: &mut Batch<F>) -> Result<()> {
+        let planned = std::mem::take(&mut batch.planned);
+        let threads = self.fs.parallelism().min(planned.len().div_ceil(16));
+        let (fs, staging, ready) = (&self.fs, &self.private.staging, &self.ready);
+        let prepared = share_out(planned, threads, |plan| {
+            let prepared = prepare(fs, staging, &plan, ready.get(plan.uid));
+            (plan, prepared)
+        });
+        for (plan, prepared) in prepared {
+            match prepared {
+                Ok(Prepared { private, stat, attributes, file }) => {
+                    batch.files.extend(file);
+                    batch.installs.push(Install {
+                        uid: plan.uid,
+                        facet: plan.facet,
+                        attributes_version: plan.wanted.map_or(Version::default(), |f| f.written.version),
+                        parent: plan.parent,
+                        dir: plan.dir,
+                        name: plan.name,
+                        private,
+                        prepared: stat,
+                        attributes,
+                        replaces: plan.replaces,
+                        preserved: plan.preserved,
+                        unseen: false,
+                        guard: None,
+                        exchanged: false,
+                        outcome: Outcome::Under,
+                    });
+                }
+                Err(error) => {
+                    let why = match error.kind() {
+                        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                            self.report_once(EventKind::StagingFull, error.to_string());
+                            Waiting::Failed
+                        }
+                        _ => self.failed(plan.parent, &plan.name, &error)?,
+                    };
+                    self.wait(nodes::uid_key(plan.uid).to_vec(), why);
+                }
             }
         }
-        let file = match &facet.value {
-            Content::Symlink { target } => {
-                self.fs.create_symlink(&staging, &name, target)?;
-                None
-            }
-            Content::File { .. } => match self.ready.get(&record.uid) {
-                Some(Ready::Bytes { bytes, .. }) => {
-                    let file = self.fs.create_file(&staging, &name)?;
-                    write_sparse(&self.fs, &file, bytes, 0)?;
-                    Some(file)
-                }
-                Some(Ready::Staged { name, .. }) => Some(self.fs.open_private(&staging, name)?),
-                None => return Err(io::ErrorKind::NotFound.into()),
-            },
-        };
-        let attributes = match &record.attributes {
-            Some(facet) => self.fs.write_attributes(&staging, &name, &facet.value)?,
-            None => self.fs.read_attributes(&staging, &name)?,
-        };
-        self.fs.set_mtime(&staging, &name, facet.mtime)?;
-        let stat = self.fs.stat(&staging, &name)?.ok_or(io::ErrorKind::NotFound)?;
-        Ok(((name, stat, attributes), file))
+        Ok(())
     }
 
     fn plan_removal(&mut self, batch: &mut Batch<F>, uid: Uid, node: Node) -> Result<Looked> {
@@ -1459,7 +1501,7 @@ where
             item.uid = Some(install.uid);
             tables::put_preserved(self.records.kv_mut(), &item)?;
         }
-        self.ready.remove(&install.uid);
+        self.ready.remove(install.uid);
         self.counters.unseen += 1;
         self.purge_due = true;
         Ok(())
@@ -1539,7 +1581,7 @@ where
             }
             // The private file is kept as it is: its content is verified, and it goes on when the file is free.
             if let (Content::File { size, hash }, Some(Ready::Staged { .. })) =
-                (&install.facet.value, self.ready.get(&uid))
+                (&install.facet.value, self.ready.get(uid))
             {
                 debug_assert!(*size > u64::from(PIECE_BYTES_MAX) || hash.len() == 32);
             } else if let Err(error) = self.fs.remove_file(&self.private.staging, &install.private)
@@ -1573,14 +1615,14 @@ where
         let before = nodes::of(self.records.kv(), uid)?;
         let id = match &before {
             Some(node) => node.id,
-            None => self.new_node_id()?,
+            None => self.new_node_id(),
         };
         // Its stamp now, unless somebody wrote already: then the stamp of what we put there, so that it shows.
         let mut stamp = install.prepared.stamp;
         if let Ok(Some(now)) = self.fs.stat(&install.dir, &install.name) {
             let same =
                 now.object == install.prepared.object && (now.stamp.size, now.stamp.mtime) == (stamp.size, stamp.mtime);
-            let kept = self.fs.read_attributes(&install.dir, &install.name).is_ok_and(|a| a == install.attributes);
+            let kept = self.fs.has_attributes(&install.dir, &install.name, &now, &install.attributes).unwrap_or(false);
             if same && kept {
                 stamp = now.stamp;
             } else {
@@ -1609,7 +1651,7 @@ where
         nodes::put(self.records.kv_mut(), before.as_ref(), &node)?;
         self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
         self.fetching.forget(uid);
-        self.ready.remove(&uid);
+        self.ready.remove(uid);
         self.counters.installs += 1;
         held.push(uid);
         // What changed of it while it was installed is met again.
@@ -1678,20 +1720,72 @@ fn parked_name(node: &Node) -> Vec<u8> {
     format!("p-{}", node.id.0).into_bytes()
 }
 
+/// A private file, or symlink, that is ready to be put in place.
+struct Prepared<File> {
+    private: Vec<u8>,
+    stat: Stat,
+    attributes: anabranch_model::Attributes,
+    file: Option<File>,
+}
+
+/// Writes the private file: data, owner, POSIX ACL, mode, other xattrs, NTACL, times (design, section 8).
+fn prepare<F: Fs>(fs: &F, staging: &F::Dir, plan: &Planned<F>, ready: Option<&Ready>) -> io::Result<Prepared<F::File>> {
+    let private = private_name(plan.uid);
+    let wanted = plan.wanted.as_ref().map(|facet| &facet.value);
+    let file = match (&plan.facet.value, ready) {
+        (Content::Symlink { target }, _) => {
+            match fs.remove_file(staging, &private) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+            fs.create_symlink(staging, &private, target)?;
+            let attributes = match wanted {
+                Some(wanted) => fs.write_attributes(staging, &private, wanted)?,
+                None => fs.read_attributes(staging, &private)?,
+            };
+            fs.set_mtime(staging, &private, plan.facet.mtime)?;
+            let stat = fs.stat(staging, &private)?.ok_or(io::ErrorKind::NotFound)?;
+            return Ok(Prepared { private, stat, attributes, file: None });
+        }
+        (Content::File { .. }, Some(Ready::Bytes { bytes, .. })) => {
+            let file = match fs.create_file(staging, &private) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    fs.remove_file(staging, &private)?;
+                    fs.create_file(staging, &private)?
+                }
+                other => other?,
+            };
+            write_sparse(fs, &file, bytes, 0)?;
+            file
+        }
+        (Content::File { .. }, Some(Ready::Staged { name, .. })) => fs.open_private(staging, name)?,
+        (Content::File { .. }, None) => return Err(io::ErrorKind::NotFound.into()),
+    };
+    let (stat, attributes) = fs.finish_private(staging, &private, &file, wanted, plan.facet.mtime)?;
+    Ok(Prepared { private, stat, attributes, file: Some(file) })
+}
+
 /// Writes bytes at or behind the end of a file; blocks of zeros become holes: sparseness is carried (design, section 5).
 pub(crate) fn write_sparse<F: Fs>(fs: &F, file: &F::File, bytes: &[u8], start: u64) -> io::Result<()> {
     const BLOCK: usize = 32 * 1024;
     if bytes.len() <= BLOCK {
         return if bytes.is_empty() { Ok(()) } else { fs.write_at(file, bytes, start) };
     }
+    let is_hole = |block: &[u8]| block.iter().all(|b| *b == 0);
+    let mut rest = bytes;
     let mut offset = start;
-    let mut hole = false;
-    for block in bytes.chunks(BLOCK) {
-        hole = block.iter().all(|b| *b == 0);
+    while !rest.is_empty() {
+        // As far as blocks are alike, in one call.
+        let hole = is_hole(rest.get(..BLOCK).unwrap_or(rest));
+        let length: usize = rest.chunks(BLOCK).take_while(|block| is_hole(block) == hole).map(<[u8]>::len).sum();
+        let (run, after) = rest.split_at(length);
         if !hole {
-            fs.write_at(file, block, offset)?;
+            fs.write_at(file, run, offset)?;
+        } else if after.is_empty() {
+            fs.set_size(file, offset + length as u64)?;
         }
-        offset += block.len() as u64;
+        offset += length as u64;
+        rest = after;
     }
-    if hole { fs.set_size(file, start + bytes.len() as u64) } else { Ok(()) }
+    Ok(())
 }

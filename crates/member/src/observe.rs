@@ -89,6 +89,8 @@ impl<D> Batch<D> {
 
 /// A file or directory of the batch, by its parent's handle and its name: what is to be hashed.
 pub(crate) struct Task<D> {
+    /// Bytes to be hashed, about.
+    pub(crate) size: u64,
     pub(crate) dir: D,
     pub(crate) name: Vec<u8>,
     pub(crate) kind: Kind,
@@ -748,14 +750,15 @@ where
             if let Some(found) = batch.found.get_mut(at) {
                 found.content = known;
             }
-            tasks.push(Task { dir, name, kind, content, attributes: true });
+            tasks.push(Task { size: stamp.size, dir, name, kind, content, attributes: true });
             whose.push((true, at));
         }
         for at in 0..batch.modified.len() {
             let Some(m) = batch.modified.get(at) else { continue };
             let (parent, name, kind) = (m.node.parent, m.node.name.clone(), m.node.kind);
             let Some(dir) = self.dir(parent)? else { continue };
-            tasks.push(Task { dir, name, kind, content: kind != Kind::Directory, attributes: true });
+            let (size, content) = (m.stat.stamp.size, kind != Kind::Directory);
+            tasks.push(Task { size, dir, name, kind, content, attributes: true });
             whose.push((false, at));
         }
         let results = read_all(&self.fs, &tasks);
@@ -1181,7 +1184,7 @@ where
         let old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
         let id = match &old {
             Some(node) => node.id,
-            None => self.new_node_id()?,
+            None => self.new_node_id(),
         };
         let provisional = found_provisional(batch, at);
         let mut node = self.node_after(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes)?;
@@ -1579,7 +1582,10 @@ pub(crate) fn read_all<F: Fs + Sync>(fs: &F, tasks: &[Task<F::Dir>]) -> Vec<Read
 where
     F::Dir: Send + Sync,
 {
-    let threads = fs.parallelism().min(tasks.len().div_ceil(16)).max(1);
+    // A thread costs about as much as it takes to hash a few small files.
+    let bytes: u64 = tasks.iter().filter(|task| task.content).map(|task| task.size).sum();
+    let worth = tasks.len() / 16 + usize::try_from(bytes >> 18).unwrap_or(usize::MAX);
+    let threads = fs.parallelism().min(tasks.len()).min(worth).max(1);
     if threads == 1 {
         return tasks.iter().map(|task| read_one(fs, task)).collect();
     }
@@ -1608,9 +1614,10 @@ fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {
     let done = (|| -> io::Result<()> {
         if task.content && task.kind == Kind::File {
             match hash_file(fs, &task.dir, &task.name)? {
-                Hashing::Done { content, stat, provisional } => {
+                Hashing::Done { content, stat, attributes, provisional } => {
                     read.content = Some((content, provisional));
                     read.stat = Some(stat);
+                    read.attributes = Some(*attributes);
                 }
                 Hashing::InUse => read.in_use = true,
                 Hashing::Gone => {}
@@ -1622,7 +1629,7 @@ fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {
                 read.content = Some((Content::Symlink { target: target.into() }, false));
             }
         }
-        if task.attributes && read.stat.is_some() {
+        if task.attributes && read.stat.is_some() && read.attributes.is_none() {
             read.attributes = Some(fs.read_attributes(&task.dir, &task.name)?);
         }
         Ok(())

@@ -21,7 +21,7 @@ use anabranch_volume::watch::Hint;
 use crate::config::{Config, FreshIds};
 use crate::events::{Event, EventKind};
 use crate::fetch::Fetching;
-use crate::install::Ready;
+use crate::install::ReadySet;
 use crate::nodes::{self, NodeId, ROOT_NODE};
 use crate::tables::{self, Meta};
 
@@ -227,7 +227,7 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) work_at: Option<Hlc>,
     /// Items that wait, and until when; the cause is for `explain`.
     pub(crate) waiting: BTreeMap<Vec<u8>, (Hlc, Waiting)>,
-    pub(crate) ready: BTreeMap<Uid, Ready>,
+    pub(crate) ready: ReadySet,
     pub(crate) fetching: Fetching<F::File>,
     /// Directories of a joining replica that are still to be compared.
     pub(crate) adopting: Option<Vec<NodeId>>,
@@ -289,6 +289,15 @@ where
     /// # Errors
     /// [`Stop`]: this replica cannot go on and must be opened anew.
     pub fn handle(&mut self, now: Hlc, input: Input) -> Result<()> {
+        self.take(now, input)?;
+        self.step()
+    }
+
+    /// Takes an event in as one of several: [`Self::handle`] must follow.
+    ///
+    /// # Errors
+    /// As [`Self::handle`].
+    pub fn take(&mut self, now: Hlc, input: Input) -> Result<()> {
         let leapt = now.0.abs_diff(self.now.0) > self.config.limits.ahead && !self.links.is_empty();
         if now < self.now {
             self.set_timers_back(self.now.0 - now.0);
@@ -305,7 +314,7 @@ where
             Input::LinkDown(link) => self.link_down(link),
             Input::Received(link, message) => self.receive(link, message)?,
         }
-        self.step()
+        Ok(())
     }
 
     /// The clock was set back: what was to come after a while comes after that while, not after the old time.
@@ -665,10 +674,10 @@ where
     }
 
     /// The number for a new node: never one that another node had while this replica is open.
-    pub(crate) fn new_node_id(&mut self) -> Result<NodeId> {
-        let id = nodes::next_id(self.records.kv())?.0.max(self.node_floor);
-        self.node_floor = id + 1;
-        Ok(NodeId(id))
+    pub(crate) fn new_node_id(&mut self) -> NodeId {
+        let id = self.node_floor;
+        self.node_floor += 1;
+        NodeId(id)
     }
 
     /// The path of a node, from the root, for people.

@@ -1,7 +1,5 @@
 //! The upstream side: content for partners, and the sums by which members prove that they are equal.
 
-use std::io;
-
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{Content, Hash, Record};
 use anabranch_net::message::{MESSAGE_BYTES_MAX, Message, PIECE_BYTES_MAX, Piece, Sum, Want};
@@ -83,12 +81,12 @@ where
         if want.offset + length > stamp.size {
             return Ok(Piece::NotHeld);
         }
-        let mut bytes = vec![0; usize::try_from(length).unwrap_or_default()];
-        let read = read_whole(&self.fs, file, &mut bytes, want.offset);
+        let length = usize::try_from(length).unwrap_or_default();
+        let read = self.fs.read_vec(file, want.offset, length);
         // What changed while it was read is retried, never sent as if it were the recorded content (design, section 7).
         let unchanged = self.fs.stat_file(file).is_ok_and(|s| s.stamp == *stamp);
         Ok(match read {
-            Ok(true) if unchanged => Piece::Data(bytes),
+            Ok(bytes) if bytes.len() == length && unchanged => Piece::Data(bytes.into()),
             Ok(_) => Piece::Busy,
             Err(error) => {
                 let path = self.record_path(want.uid)?;
@@ -101,23 +99,15 @@ where
     /// The content in the tree or, where it was taken out again before all had it, among what is preserved: a record of
     /// ours can win anew, and then nobody else may hold what it says.
     fn open_content(&mut self, want: &Want) -> Result<Option<Source<F::File>>> {
-        let own = nodes::of(self.records.kv(), want.uid)?;
-        let others = nodes::by_hash(self.records.kv(), &want.hash)?;
-        for node in own.into_iter().chain(others) {
-            let same = matches!(node.content.as_ref().map(|c| &c.value),
-                Some(Content::File { hash, .. }) if *hash == want.hash);
-            if !same {
-                continue;
+        if let Some(own) = nodes::of(self.records.kv(), want.uid)?
+            && let Some(source) = self.open_node_content(want, &own)?
+        {
+            return Ok(Some(source));
+        }
+        for node in nodes::by_hash(self.records.kv(), &want.hash)? {
+            if let Some(source) = self.open_node_content(want, &node)? {
+                return Ok(Some(source));
             }
-            let Some(dir) = self.dir(node.parent)? else { continue };
-            let file = self.fs.open_file(&dir, &node.name);
-            if let Ok(file) = file
-                && self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp)
-            {
-                return Ok(Some(Source { want: want.clone(), file, stamp: node.stamp }));
-            }
-            // It is not as the database has it, and perhaps no hint said so: another name of the same file is gone, say.
-            self.local_change(node.parent, &node.name);
         }
         for item in tables::preserved_by_hash(self.records.kv(), &want.hash)? {
             let dir = self.preserved_dir(item.reason);
@@ -128,6 +118,22 @@ where
                 return Ok(Some(Source { want: want.clone(), file, stamp: stat.stamp }));
             }
         }
+        Ok(None)
+    }
+
+    /// The file of a node, if it is still what the database says and that is what is wanted.
+    fn open_node_content(&mut self, want: &Want, node: &nodes::Node) -> Result<Option<Source<F::File>>> {
+        if !matches!(node.content.as_ref().map(|c| &c.value), Some(Content::File { hash, .. }) if *hash == want.hash) {
+            return Ok(None);
+        }
+        let Some(dir) = self.dir(node.parent)? else { return Ok(None) };
+        if let Ok(file) = self.fs.open_file(&dir, &node.name)
+            && self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp)
+        {
+            return Ok(Some(Source { want: want.clone(), file, stamp: node.stamp }));
+        }
+        // It is not as the database has it, and perhaps no hint said so: another name of the same file is gone, say.
+        self.local_change(node.parent, &node.name);
         Ok(None)
     }
 
@@ -334,18 +340,6 @@ pub struct Comparison {
     pub complete: bool,
     /// Buckets still to be looked into.
     pub buckets: Vec<u16>,
-}
-
-fn read_whole<F: Fs>(fs: &F, file: &F::File, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
-    let mut done = 0;
-    while done < bytes.len() {
-        let count = fs.read_at(file, &mut bytes[done..], offset + done as u64)?;
-        if count == 0 {
-            return Ok(false);
-        }
-        done += count;
-    }
-    Ok(true)
 }
 
 /// The bucket of a record and the hash over UID and the versions of its facets (design, section 14).

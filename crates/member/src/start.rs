@@ -24,6 +24,7 @@ use anabranch_volume::layout;
 use crate::config::{Config, FreshIds, RecoveryPolicy};
 use crate::events::EventKind;
 use crate::fetch::Fetching;
+use crate::install::ReadySet;
 use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
 use crate::tables::{self, Intent, Meta, Preserved, Reason};
@@ -105,7 +106,7 @@ where
             window_full: false,
             work_at: Some(now),
             waiting: BTreeMap::new(),
-            ready: BTreeMap::new(),
+            ready: ReadySet::default(),
             fetching: Fetching::default(),
             adopting: None,
             nobody: BTreeMap::new(),
@@ -354,7 +355,7 @@ where
         let node = Node {
             id: match &before {
                 Some(node) => node.id,
-                None => self.new_node_id()?,
+                None => self.new_node_id(),
             },
             parent: intent.parent,
             name: intent.name.clone(),

@@ -54,7 +54,7 @@ async fn main() {
     );
 
     let data = vec![7; 1 << 20];
-    let content = |request| Message::Pieces { request, first: 0, pieces: vec![Piece::Data(data.clone())] };
+    let content = |request| Message::Pieces { request, first: 0, pieces: vec![Piece::Data(data.clone().into())] };
     let time = stream(&there, &mut here, mib, content).await.as_secs_f64();
     let carried = here.counters.lane(Lane::Bulk).received_bytes() as f64 / (mib << 20) as f64;
     println!("content: {:.0} MiB/s, {carried:.4} bytes on the wire for each", mib as f64 / time);

@@ -138,6 +138,12 @@ impl LinkCounters {
         &self.0[lane.index()]
     }
 
+    /// Is the link over, and are these the last that look at its counters?
+    #[must_use]
+    pub fn is_last(&self) -> bool {
+        self.0.iter().all(|lane| Arc::strong_count(lane) == 1)
+    }
+
     /// Bytes sent on both lanes.
     #[must_use]
     pub fn sent_bytes(&self) -> u64 {

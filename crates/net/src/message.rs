@@ -4,6 +4,8 @@
 //! numbers (design, section 6). Each message belongs to one folder; the frame names it. The simulator carries these
 //! values as they are; the real link encodes them (see [`crate::wire`]).
 
+pub use bytes::Bytes;
+
 use anabranch_model::{ChangeNumber, FolderId, Hash, Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
 
 /// A point in the life of a replica id: its highest sequence at a commit, and a hash over all that it had issued by
@@ -60,7 +62,7 @@ pub const PAGE_BYTES_MAX: usize = 1 << 20;
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Piece {
     /// The bytes at the offset asked for.
-    Data(Vec<u8>),
+    Data(Bytes),
     /// Not held there, or no longer that content: ask somebody else, or wait for the next pass.
     NotHeld,
     /// Held, but it cannot be read now (in use, changing, an error): ask again later.

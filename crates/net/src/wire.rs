@@ -146,7 +146,7 @@ pub fn frame(envelope: Envelope) -> Result<Vec<u8>, PeerError> {
     Ok(out)
 }
 
-/// Decodes the bytes of one frame. The bulk bytes are copied once, out of the frame.
+/// Decodes the bytes of one frame. Pieces of content share the frame's memory; other bulk bytes are copied once.
 ///
 /// # Errors
 /// [`PeerError`] names the rule that was broken; [`PeerError::Unknown`] is a kind of a later version.
@@ -553,7 +553,7 @@ fn want(sent: &proto::Want) -> Result<Want, PeerError> {
 
 fn put_piece(piece: Piece) -> proto::Piece {
     match piece {
-        Piece::Data(data) => proto::Piece { outcome: 0, data: data.into() },
+        Piece::Data(data) => proto::Piece { outcome: 0, data },
         Piece::NotHeld => proto::Piece { outcome: 1, data: Bytes::new() },
         Piece::Busy => proto::Piece { outcome: 2, data: Bytes::new() },
     }
@@ -561,7 +561,7 @@ fn put_piece(piece: Piece) -> proto::Piece {
 
 fn piece(sent: proto::Piece) -> Result<Piece, PeerError> {
     match sent.outcome {
-        0 => Ok(Piece::Data(sent.data.into())),
+        0 => Ok(Piece::Data(sent.data)),
         _ if !sent.data.is_empty() => Err(PeerError::Malformed("a piece")),
         1 => Ok(Piece::NotHeld),
         2 => Ok(Piece::Busy),

@@ -144,6 +144,13 @@ pub trait Fs {
     fn open_file(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
     /// Reads at an offset; fewer bytes than asked only at the end.
     fn read_at(&self, file: &Self::File, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
+    /// Reads `length` bytes at an offset; fewer only at the end.
+    fn read_vec(&self, file: &Self::File, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        let mut bytes = vec![0; length];
+        let count = self.read_at(file, &mut bytes, offset)?;
+        bytes.truncate(count);
+        Ok(bytes)
+    }
     /// The next range with data at or after `offset` (`SEEK_DATA`, `SEEK_HOLE`): start and end; `None` beyond the last.
     fn data_range(&self, file: &Self::File, offset: u64) -> io::Result<Option<(u64, u64)>>;
     /// Reads a symlink's target.
@@ -164,6 +171,8 @@ pub trait Fs {
     fn open_private(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
     /// Writes all of `bytes` at an offset, or fails.
     fn write_at(&self, file: &Self::File, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// These bytes of a file will not change soon: they may be on their way to the disk before anybody waits for that.
+    fn begin_write_back(&self, _file: &Self::File, _offset: u64, _length: u64) {}
     /// Sets the length; what is added is a hole.
     fn set_size(&self, file: &Self::File, size: u64) -> io::Result<()>;
     /// Clones `length` bytes (reflink) at equal offsets, `Unsupported` where the file system cannot.
@@ -179,6 +188,37 @@ pub trait Fs {
     /// Applies attributes in the order of section 8 (owner, POSIX ACL, mode, other xattrs, `security.NTACL` last), each
     /// part that this process can hold; returns what is on disk afterwards, read back. Extra carried xattrs are removed.
     fn write_attributes(&self, dir: &Self::Dir, name: &[u8], wanted: &Attributes) -> io::Result<Attributes>;
+    /// As [`Self::read_attributes`], of the open file with this name, of which `stat` was just read.
+    fn file_attributes(
+        &self,
+        dir: &Self::Dir,
+        name: &[u8],
+        _file: &Self::File,
+        _stat: &Stat,
+    ) -> io::Result<Attributes> {
+        self.read_attributes(dir, name)
+    }
+    /// Has an entry, of which `stat` was just read, exactly these attributes?
+    fn has_attributes(&self, dir: &Self::Dir, name: &[u8], _stat: &Stat, wanted: &Attributes) -> io::Result<bool> {
+        Ok(self.read_attributes(dir, name)? == *wanted)
+    }
+    /// Finishes a private file that nobody else knows: attributes where there are any (as [`Self::write_attributes`]),
+    /// then the modification time. Returns what it is and has afterwards, read back.
+    fn finish_private(
+        &self,
+        dir: &Self::Dir,
+        name: &[u8],
+        _file: &Self::File,
+        wanted: Option<&Attributes>,
+        mtime: Timestamp,
+    ) -> io::Result<(Stat, Attributes)> {
+        let attributes = match wanted {
+            Some(wanted) => self.write_attributes(dir, name, wanted)?,
+            None => self.read_attributes(dir, name)?,
+        };
+        self.set_mtime(dir, name, mtime)?;
+        Ok((self.stat(dir, name)?.ok_or(io::ErrorKind::NotFound)?, attributes))
+    }
     /// Sets the modification time of an entry, not following symlinks.
     fn set_mtime(&self, dir: &Self::Dir, name: &[u8], mtime: Timestamp) -> io::Result<()>;
 

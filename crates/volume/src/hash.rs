@@ -6,7 +6,7 @@
 
 use std::io;
 
-use anabranch_model::{Content, Hash};
+use anabranch_model::{Attributes, Content, Hash};
 
 use crate::fs::{Fs, Kind, Lease, Stat};
 
@@ -22,6 +22,8 @@ pub enum Hashing {
         content: Content,
         /// Taken while the bytes were the hashed ones.
         stat: Stat,
+        /// Read together with it.
+        attributes: Box<Attributes>,
         /// No lease stood guard: read again at the next close event, whatever the stamp says.
         provisional: bool,
     },
@@ -55,14 +57,12 @@ pub fn hash_file<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<Hashing
     let read = read_hash(fs, &file, before.stamp.size);
     let unbroken = provisional || fs.lease_unbroken(&file)?;
     let after = fs.stat_file(&file)?;
-    if !provisional {
-        fs.release(&file)?;
-    }
-    let hash = read?;
-    match hash {
+    // The lease goes with the descriptor.
+    match read? {
         Some(hash) if unbroken && before.stamp == after.stamp => {
+            let attributes = Box::new(fs.file_attributes(dir, name, &file, &after)?);
             let content = Content::File { size: before.stamp.size, hash };
-            Ok(Hashing::Done { content, stat: after, provisional })
+            Ok(Hashing::Done { content, stat: after, attributes, provisional })
         }
         _ => Ok(Hashing::InUse),
     }

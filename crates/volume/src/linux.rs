@@ -31,7 +31,7 @@ use std::time::Duration;
 use anabranch_model::{Attributes, Timestamp};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
 
-use crate::fs::{Abilities, Entry, Fs, Lease, Object, Room, Stat};
+use crate::fs::{Abilities, Entry, Fs, Kind, Lease, Object, Room, Stat};
 
 pub(crate) use locate::Whereabouts;
 use look::Place;
@@ -55,6 +55,7 @@ struct Inner {
     object: Object,
     abilities: Abilities,
     principals: principals::Principals,
+    parallelism: usize,
 }
 
 /// A directory, open. Clones share the descriptor.
@@ -124,6 +125,7 @@ impl LinuxFs {
             object,
             abilities,
             principals: principals::Principals::default(),
+            parallelism: std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -159,6 +161,15 @@ impl LinuxFs {
     pub(crate) fn whereabouts(&self, directory: &Object) -> Whereabouts {
         locate::whereabouts(self.root_readable(), directory)
     }
+}
+
+/// Sets the modification time of an open or pinned thing.
+fn set_mtime(fd: BorrowedFd<'_>, mtime: Timestamp) -> io::Result<()> {
+    let times = Timestamps {
+        last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
+        last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: i64::from(mtime.nanoseconds) },
+    };
+    Ok(rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?)
 }
 
 impl Fs for LinuxFs {
@@ -226,6 +237,10 @@ impl Fs for LinuxFs {
         data::read_at(file.as_fd(), buffer, offset)
     }
 
+    fn read_vec(&self, file: &LinuxFile, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+        data::read_vec(file.as_fd(), offset, length)
+    }
+
     fn data_range(&self, file: &LinuxFile, offset: u64) -> io::Result<Option<(u64, u64)>> {
         data::range(file.as_fd(), offset)
     }
@@ -267,6 +282,10 @@ impl Fs for LinuxFs {
         data::write_at(file.as_fd(), bytes, offset)
     }
 
+    fn begin_write_back(&self, file: &LinuxFile, offset: u64, length: u64) {
+        data::begin_write_back(file.as_fd(), offset, length);
+    }
+
     fn set_size(&self, file: &LinuxFile, size: u64) -> io::Result<()> {
         Ok(rustix::io::retry_on_intr(|| rustix::fs::ftruncate(file, size))?)
     }
@@ -292,17 +311,44 @@ impl Fs for LinuxFs {
     fn write_attributes(&self, dir: &LinuxDir, name: &[u8], wanted: &Attributes) -> io::Result<Attributes> {
         let fd = open::pin(dir.as_fd(), name, OFlags::empty())?;
         let s = look::check_home(fd.as_fd(), &self.inner.place)?;
-        attributes::write(fd.as_fd(), &s, wanted, &self.inner.principals, self.inner.abilities.owners)
+        attributes::write(fd.as_fd(), &s, wanted, &self.inner.principals, self.inner.abilities.owners)?;
+        attributes::read(fd.as_fd(), &look::by_descriptor(fd.as_fd())?, &self.inner.principals)
+    }
+
+    fn file_attributes(&self, _: &LinuxDir, _: &[u8], file: &LinuxFile, stat: &Stat) -> io::Result<Attributes> {
+        attributes::read_file(file.as_fd(), stat, &self.inner.principals)
+    }
+
+    fn has_attributes(&self, dir: &LinuxDir, name: &[u8], stat: &Stat, wanted: &Attributes) -> io::Result<bool> {
+        let owners = (stat.uid, stat.gid) == (wanted.owner.number, wanted.group.number);
+        if stat.kind == Kind::File && !stat.foreign && wanted.xattrs.is_empty() {
+            return Ok(owners && stat.mode == wanted.mode && !attributes::has_xattrs(dir.as_fd(), component(name)?)?);
+        }
+        Ok(self.read_attributes(dir, name)? == *wanted)
+    }
+
+    fn finish_private(
+        &self,
+        _: &LinuxDir,
+        _: &[u8],
+        file: &LinuxFile,
+        wanted: Option<&Attributes>,
+        mtime: Timestamp,
+    ) -> io::Result<(Stat, Attributes)> {
+        let fd = file.as_fd();
+        if let Some(wanted) = wanted {
+            attributes::write_file(fd, wanted, &self.inner.principals, self.inner.abilities.owners)?;
+        }
+        set_mtime(fd, mtime)?;
+        let stat = look::open(fd, &self.inner.place)?;
+        let attributes = attributes::read_file(fd, &stat, &self.inner.principals)?;
+        Ok((stat, attributes))
     }
 
     fn set_mtime(&self, dir: &LinuxDir, name: &[u8], mtime: Timestamp) -> io::Result<()> {
         let fd = open::pin(dir.as_fd(), name, OFlags::empty())?;
         look::check_home(fd.as_fd(), &self.inner.place)?;
-        let times = Timestamps {
-            last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
-            last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: i64::from(mtime.nanoseconds) },
-        };
-        Ok(rustix::fs::utimensat(fd, c"", &times, AtFlags::EMPTY_PATH)?)
+        set_mtime(fd.as_fd(), mtime)
     }
 
     fn rename_new(&self, from: &LinuxDir, old: &[u8], to: &LinuxDir, new: &[u8]) -> io::Result<()> {
@@ -340,6 +386,6 @@ impl Fs for LinuxFs {
 
     /// As many as there are processors, at least 2 (one waits for the disk meanwhile) and at most 8.
     fn parallelism(&self) -> usize {
-        std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 8))
+        self.inner.parallelism
     }
 }

@@ -68,8 +68,8 @@ where
     Ok(all)
 }
 
-/// Does the work on at most `threads` threads; answers in the order of the work.
-fn share_out<W: Send, A: Send>(work: Vec<W>, threads: usize, act: impl Fn(W) -> A + Sync) -> Vec<A> {
+/// Does the work on at most `threads` threads; answers in the order of the work. With one, no thread is started.
+pub fn share_out<W: Send, A: Send>(work: Vec<W>, threads: usize, act: impl Fn(W) -> A + Sync) -> Vec<A> {
     let threads = threads.min(work.len());
     if threads <= 1 {
         return work.into_iter().map(act).collect();

@@ -17,7 +17,7 @@ fn grown(number: u64) -> Envelope {
 }
 
 fn pieces(request: u64, bytes: usize) -> Envelope {
-    envelope(Message::Pieces { request, first: 0, pieces: vec![Piece::Data(vec![7; bytes])] })
+    envelope(Message::Pieces { request, first: 0, pieces: vec![Piece::Data(vec![7; bytes].into())] })
 }
 
 fn request_of(envelope: &Envelope) -> u64 {
@@ -70,7 +70,10 @@ async fn messages_arrive_in_order_on_each_lane() {
                 control += 1;
             }
             Message::Pieces { request, pieces, .. } => {
-                assert_eq!((request, pieces), (bulk, vec![Piece::Data(vec![7; (bulk as usize * 97) % 100_000])]));
+                assert_eq!(
+                    (request, pieces),
+                    (bulk, vec![Piece::Data(vec![7; (bulk as usize * 97) % 100_000].into())])
+                );
                 bulk += 1;
             }
             message => {
@@ -118,7 +121,7 @@ async fn a_message_larger_than_the_queue_goes_alone() {
         here.sender.send(pieces(at, 1 << 20)).await.unwrap();
         assert_eq!(request_of(&next(&mut there).await), at);
     }
-    let much = Piece::Data(vec![0; 1 << 20]);
+    let much = Piece::Data(vec![0; 1 << 20].into());
     let too_long = envelope(Message::Pieces { request: 0, first: 0, pieces: vec![much; 5] });
     assert!(matches!(here.sender.send(too_long).await, Err(SendError::Message(PeerError::TooLong { .. }))));
     here.sender.send(grown(1)).await.unwrap();

@@ -103,7 +103,7 @@ impl Random {
                 pieces: self.list(5, |r| match r.below(4) {
                     0 => Piece::NotHeld,
                     1 => Piece::Busy,
-                    _ => Piece::Data(r.bytes(300)),
+                    _ => Piece::Data(r.bytes(300).into()),
                 }),
             },
             8 => Message::Acknowledged {
@@ -218,7 +218,12 @@ fn golden() -> Vec<(u8, Message, &'static str)> {
             Message::Pieces {
                 request: 1,
                 first: 2,
-                pieces: vec![Piece::Data(b"xy".to_vec()), Piece::NotHeld, Piece::Busy, Piece::Data(Vec::new())],
+                pieces: vec![
+                    Piece::Data(b"xy".to_vec().into()),
+                    Piece::NotHeld,
+                    Piece::Busy,
+                    Piece::Data(Vec::new().into()),
+                ],
             },
             "0801 1002 1a04 12027879 1a02 0801 1a02 0802 1a00",
         ),
@@ -425,7 +430,7 @@ fn messages_of_the_largest_size_pass_and_larger_ones_do_not() {
         message: Message::Pieces {
             request: 1,
             first: 0,
-            pieces: vec![Piece::Data(vec![7; PIECE_BYTES_MAX as usize]); count],
+            pieces: vec![Piece::Data(vec![7; PIECE_BYTES_MAX as usize].into()); count],
         },
     };
     let three = frame(pieces(3)).unwrap();

@@ -1,5 +1,5 @@
 //! Bytes of files: at offsets, in their data ranges, cloned.
-#![allow(unsafe_code, reason = "FICLONERANGE is not in rustix")]
+#![allow(unsafe_code, reason = "FICLONERANGE and sync_file_range are not in rustix")]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -20,6 +20,29 @@ pub(super) fn read_at(fd: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io:
         }
     }
     Ok(done)
+}
+
+/// As [`read_at`], into new memory, which is not cleared before.
+pub(super) fn read_vec(fd: BorrowedFd<'_>, offset: u64, length: usize) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(length);
+    while bytes.len() < length {
+        let Some(at) = offset.checked_add(bytes.len() as u64) else { break };
+        match rustix::io::pread(fd, rustix::buffer::spare_capacity(&mut bytes), at) {
+            Ok(0) => break,
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    // The memory may have had room for more.
+    bytes.truncate(length);
+    Ok(bytes)
+}
+
+/// Lets the kernel write these bytes to the disk, without waiting. Only a hint: an error shows with the sync that counts.
+pub(super) fn begin_write_back(fd: BorrowedFd<'_>, offset: u64, length: u64) {
+    let (Ok(offset), Ok(length)) = (i64::try_from(offset), i64::try_from(length)) else { return };
+    // SAFETY: takes plain integers.
+    unsafe { libc::sync_file_range(fd.as_raw_fd(), offset, length, libc::SYNC_FILE_RANGE_WRITE) };
 }
 
 /// Writes everything.
