@@ -143,6 +143,7 @@ async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
             None => ("stopped", 0, 0, Vec::new(), None, None),
         };
         let installed = counters.map_or(0, |c| c.installs);
+        let wire = daemon.wire_bytes(id);
         folders.push(json!({
             "name": name,
             "id": id.to_string(),
@@ -159,6 +160,8 @@ async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
             "installed": installed,
             "content_sent": counters.map_or(0, |c| c.content_sent),
             "content_received": counters.map_or(0, |c| c.content_received),
+            "wire_sent": wire.0,
+            "wire_received": wire.1,
             "replica": replica,
         }));
     }

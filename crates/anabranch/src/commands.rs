@@ -249,6 +249,11 @@ fn status_text(status: &Value) -> String {
             field(folder, "path"),
             field(folder, "watching"),
         ));
+        lines.push(format!(
+            "  on the wire since the start: {} bytes sent, {} received",
+            field(folder, "wire_sent"),
+            field(folder, "wire_received"),
+        ));
         if let Some(error) = folder["error"].as_str() {
             lines.push(format!("  stopped: {error}"));
         }

@@ -12,7 +12,7 @@ use anabranch_member::host::{Host, HostSpec, chain};
 use anabranch_member::{Config, Event, EventKind, Limits, Partner, RecoveryPolicy};
 use anabranch_model::FolderId;
 use anabranch_net::message::{Envelope, Message};
-use anabranch_net::{Accepted, Identity, Listener, dial};
+use anabranch_net::{Accepted, Identity, LinkCounters, Listener, dial};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -37,7 +37,16 @@ pub(crate) struct Running {
     pub(crate) path: PathBuf,
     /// Everybody who keeps it.
     pub(crate) members: Vec<String>,
+    /// A partner has reached us: it can be reached too, so the wait for another try is over.
+    called: Arc<Notify>,
     dialers: BTreeMap<(String, KeyFingerprint, Vec<String>), JoinHandle<()>>,
+}
+
+/// Bytes on the wire: of links that stand, and of those that have ended.
+#[derive(Default)]
+struct Wire {
+    standing: Vec<(FolderId, LinkCounters)>,
+    ended: BTreeMap<FolderId, (u64, u64)>,
 }
 
 /// What the parts of the daemon have in common.
@@ -50,7 +59,7 @@ pub(crate) struct Daemon {
     pub(crate) domain: RwLock<(Effective, Vec<Object>, Vec<String>)>,
     pub(crate) folders: Mutex<BTreeMap<FolderId, Running>>,
     pub(crate) links: Mutex<BTreeMap<(FolderId, String, bool), u64>>,
-    pub(crate) wire: Mutex<(u64, u64)>,
+    wire: Mutex<Wire>,
     said: Mutex<BTreeSet<String>>,
     pub(crate) reread: Notify,
     pub(crate) runtime: Handle,
@@ -81,7 +90,7 @@ impl Daemon {
             domain: RwLock::new((Effective::default(), Vec::new(), Vec::new())),
             folders: Mutex::new(BTreeMap::new()),
             links: Mutex::new(BTreeMap::new()),
-            wire: Mutex::new((0, 0)),
+            wire: Mutex::new(Wire::default()),
             said: Mutex::new(BTreeSet::new()),
             reread: Notify::new(),
             runtime: Handle::current(),
@@ -231,6 +240,7 @@ impl Daemon {
             config,
             root: root.to_path_buf(),
             cache_bytes: CACHE_BYTES,
+            own_writes: name == DOMAIN,
             events: Arc::new(move |folder, event| journal.put(folder, event)),
             token: Arc::new(move |bytes| {
                 if let Err(error) = crate::local::write_whole(&token, bytes) {
@@ -248,7 +258,14 @@ impl Daemon {
         let members = self.member_names();
         let config = self.config(id, DOMAIN, &members, self.local.founder);
         let host = self.host(config, &root)?;
-        let running = Running { host, name: DOMAIN.into(), path: root, members, dialers: BTreeMap::new() };
+        let running = Running {
+            host,
+            name: DOMAIN.into(),
+            path: root,
+            members,
+            called: Arc::default(),
+            dialers: BTreeMap::new(),
+        };
         lock(&self.folders).insert(id, running);
         Ok(())
     }
@@ -289,6 +306,7 @@ impl Daemon {
                             name: name.to_string(),
                             path,
                             members: members.clone(),
+                            called: Arc::default(),
                             dialers: BTreeMap::new(),
                         };
                         lock(&self.folders).insert(folder.id, running);
@@ -337,8 +355,9 @@ impl Daemon {
         });
         for key in wanted {
             let (daemon, host, name) = (Arc::clone(self), Arc::clone(&running.host), running.name.clone());
+            let called = Arc::clone(&running.called);
             running.dialers.entry(key.clone()).or_insert_with(|| {
-                self.runtime.spawn(async move { daemon.keep_dialing(host, id, name, key.0, key.1, key.2).await })
+                self.runtime.spawn(async move { daemon.keep_dialing(host, id, name, called, key).await })
             });
         }
     }
@@ -348,9 +367,8 @@ impl Daemon {
         host: Arc<Host>,
         id: FolderId,
         folder: String,
-        partner: String,
-        key: KeyFingerprint,
-        addresses: Vec<String>,
+        called: Arc<Notify>,
+        (partner, key, addresses): (String, KeyFingerprint, Vec<String>),
     ) {
         let mut wait = REDIAL[0];
         loop {
@@ -358,10 +376,9 @@ impl Daemon {
                 match dial(address, &self.identity, key, DIAL_LIMIT).await {
                     Ok(link) => {
                         wait = REDIAL[0];
-                        let counters = link.counters.clone();
+                        self.count(id, &link.counters);
                         *lock(&self.links).entry((id, partner.clone(), true)).or_default() += 1;
                         let ended = host.carry(link, Partner::Upstream, None).await;
-                        self.count(&counters);
                         if let Some(count) = lock(&self.links).get_mut(&(id, partner.clone(), true)) {
                             *count -= 1;
                         }
@@ -373,15 +390,37 @@ impl Daemon {
                     }
                 }
             }
-            tokio::time::sleep(wait).await;
-            wait = (wait * 2).min(REDIAL[1]);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(REDIAL[1]),
+                () = called.notified() => wait = REDIAL[0],
+            }
         }
     }
 
-    fn count(&self, counters: &anabranch_net::LinkCounters) {
-        let mut wire = lock(&self.wire);
-        wire.0 += counters.sent_bytes();
-        wire.1 += counters.received_bytes();
+    /// A link of this folder stands: its bytes are counted from now on.
+    fn count(&self, id: FolderId, counters: &LinkCounters) {
+        let wire = &mut *lock(&self.wire);
+        let ended = &mut wire.ended;
+        wire.standing.retain(|(folder, counters)| {
+            // Nobody else has them: nothing will change them any more.
+            let over = counters.is_last();
+            if over {
+                let sum = ended.entry(*folder).or_default();
+                *sum = (sum.0 + counters.sent_bytes(), sum.1 + counters.received_bytes());
+            }
+            !over
+        });
+        wire.standing.push((id, counters.clone()));
+    }
+
+    /// Bytes sent and received on the wire for a folder since the daemon was started, as TLS has made them.
+    pub(crate) fn wire_bytes(&self, id: FolderId) -> (u64, u64) {
+        let wire = lock(&self.wire);
+        let ended = wire.ended.get(&id).copied().unwrap_or_default();
+        wire.standing
+            .iter()
+            .filter(|(folder, _)| *folder == id)
+            .fold(ended, |sum, (_, counters)| (sum.0 + counters.sent_bytes(), sum.1 + counters.received_bytes()))
     }
 
     async fn accept(self: Arc<Self>, mut listener: Listener) {
@@ -430,10 +469,10 @@ impl Daemon {
                 return;
             }
         };
-        let (id, counters) = (first.folder, link.counters.clone());
+        let id = first.folder;
+        self.count(id, &link.counters);
         *lock(&self.links).entry((id, member.to_string(), false)).or_default() += 1;
         host.carry(link, Partner::Downstream, Some(first)).await;
-        self.count(&counters);
         if let Some(count) = lock(&self.links).get_mut(&(id, member.to_string(), false)) {
             *count -= 1;
         }
@@ -451,6 +490,7 @@ impl Daemon {
                 return Err(format!("there is no connection from {own} to {member} for {name}"));
             }
         }
+        running.called.notify_waiters();
         Ok(Arc::clone(&running.host))
     }
 

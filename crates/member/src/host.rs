@@ -36,6 +36,8 @@ const STACK_BYTES: usize = 16 << 20;
 const QUEUE: usize = 256;
 /// Bytes queued for a link, beyond which no more of its requests are taken in.
 const OUTBOX_BYTES: usize = 4 << 20;
+/// Messages taken in before the next step.
+const MESSAGES_MAX: usize = 64;
 /// How long until a folder that stopped is opened again.
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often everything is compared where nothing watches.
@@ -89,6 +91,8 @@ pub struct HostSpec {
     pub root: PathBuf,
     /// The database's cache, bytes.
     pub cache_bytes: u64,
+    /// This process writes in the folder by other ways than replication.
+    pub own_writes: bool,
     /// Where events go.
     pub events: EventSink,
     /// Told the token of the root once it is known.
@@ -409,7 +413,13 @@ impl Body {
             }
             Err(error) => return Err(error.into()),
         };
-        let (watcher, kind) = Watcher::start(&fs, WatchOptions::default()).map_err(|e| failed(root, e))?;
+        let watch = if self.spec.own_writes {
+            // Few directories: an event of anything else on its file system would cost more than their watches.
+            WatchOptions { best: WatchKind::Inotify, ..WatchOptions::default() }
+        } else {
+            WatchOptions { own: false, ..WatchOptions::default() }
+        };
+        let (watcher, kind) = Watcher::start(&fs, watch).map_err(|e| failed(root, e))?;
         let mut config = self.spec.config.clone();
         config.place.extend_from_slice(&place_of(root));
         let replica = Replica::open(fs, kv, config, Box::new(random_id), now(), resume)?;
@@ -453,6 +463,7 @@ impl Body {
         let watcher = self.forward(watcher).map_err(|source| Stop::Private { path: "the watcher".into(), source })?;
         let scan_only = self.status.lock().unwrap_or_else(PoisonError::into_inner).watching == "scan";
         let mut scan_at = std::time::Instant::now() + SCAN_EVERY;
+        let mut put_off: Option<Command> = None;
         let mut seen = (replica.records().change_number(), replica.counters().installs);
         let result = loop {
             let due = replica.deadline().map(|at| Duration::from_micros(at.0.saturating_sub(now().0)));
@@ -460,7 +471,7 @@ impl Body {
             if scan_only {
                 wait = wait.min(scan_at.saturating_duration_since(std::time::Instant::now()));
             }
-            let command = match self.queue.try_recv() {
+            let command = match put_off.take().map_or_else(|| self.queue.try_recv(), Ok) {
                 Ok(command) => Some(command),
                 Err(mpsc::error::TryRecvError::Disconnected) => break Ok(Life::Over),
                 Err(mpsc::error::TryRecvError::Empty) if wait.is_zero() => None,
@@ -516,7 +527,24 @@ impl Body {
                     self.links.insert(id, outbox);
                     replica.handle(now(), Input::LinkUp(id, partner))
                 }
-                Some(Command::Received(id, message)) => replica.handle(now(), Input::Received(id, *message)),
+                Some(Command::Received(id, message)) => {
+                    let mut done = replica.take(now(), Input::Received(id, *message));
+                    // What else has come is taken in first: one step for all of it makes larger batches.
+                    for _ in 1..MESSAGES_MAX {
+                        self.drain(&mut replica);
+                        match self.queue.try_recv() {
+                            Ok(Command::Received(id, message)) if done.is_ok() => {
+                                done = replica.take(now(), Input::Received(id, *message));
+                            }
+                            Ok(other) => {
+                                put_off = Some(other);
+                                break;
+                            }
+                            Err(_) => break,
+                        }
+                    }
+                    done.and_then(|()| replica.handle(now(), Input::Time))
+                }
                 Some(Command::LinkDown(id)) => {
                     self.links.remove(&id);
                     replica.handle(now(), Input::LinkDown(id))

@@ -89,6 +89,9 @@ pub struct Options {
     pub root_check: Duration,
     /// Directories known to be in the folder.
     pub known: Option<Known>,
+    /// Hints also at what this process itself does to entries that are no directories, where that can be told from what
+    /// others do (fanotify). An installer knows what it did itself.
+    pub own: bool,
     /// The best kind to try first; the ones after it are fallen back on.
     pub best: WatchKind,
 }
@@ -103,6 +106,7 @@ impl Default for Options {
             batch_max: 8192,
             root_check: Duration::from_secs(5),
             known: None,
+            own: true,
             best: WatchKind::Fanotify,
         }
     }
@@ -222,7 +226,7 @@ fn source(fs: &LinuxFs, options: &Options, gaps: &Arc<AtomicBool>) -> io::Result
         return Ok((None, WatchKind::ScanOnly));
     }
     if options.best == WatchKind::Fanotify && fs.abilities().handles {
-        match fanotify::Fanotify::start(fs, options.known.clone()) {
+        match fanotify::Fanotify::start(fs, options.known.clone(), options.own) {
             Ok(source) => return Ok((Some(Box::new(source)), WatchKind::Fanotify)),
             Err(error) => tracing::info!(%error, path = %fs.path().display(), "no fanotify here"),
         }

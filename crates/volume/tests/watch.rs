@@ -439,6 +439,30 @@ fn of_a_burst_nothing_is_missed() {
 }
 
 #[test]
+fn what_this_process_does_to_files_itself_can_be_left_out() {
+    on_each(|m| {
+        let options = Options { own: false, ..quick(WatchKind::Fanotify) };
+        let mut w = Watched::new(m.dir("others"), options);
+        let by_another = |what: &str| run(Command::new("sh").current_dir(&w.path).args(["-c", what]));
+        for name in ["mine", "ours"] {
+            fs::write(w.path.join(name), b"1").unwrap();
+        }
+        fs::create_dir(w.path.join("dir")).unwrap();
+        by_another("echo 2 >> ours; echo 3 > theirs; echo 4 > last");
+        let root = w.fs.root_object().clone();
+        let seen = |w: &Watched, name: &str| w.entries.iter().any(|(d, n, _)| *d == root && n == name.as_bytes());
+        let until = Instant::now() + PATIENCE;
+        while !seen(&w, "last") {
+            let left = until.saturating_duration_since(Instant::now());
+            let batch = w.watcher.hints().recv_timeout(left).expect("a hint of the last file");
+            w.take(batch);
+        }
+        assert!(seen(&w, "theirs") && seen(&w, "ours") && seen(&w, "dir"));
+        assert!(!seen(&w, "mine"));
+    });
+}
+
+#[test]
 fn beyond_the_bound_there_is_one_everything_and_watching_goes_on() {
     on_each(|m| {
         for best in BOTH {

@@ -41,6 +41,8 @@ pub(super) struct Fanotify {
     dropped: HashMap<Object, Verdict>,
     /// There were too many of them to remember.
     forgot: bool,
+    /// The process whose events on what is no directory are not looked at.
+    ignored: Option<i32>,
     /// Of which of the dropped ones some may be inside now, since a directory was renamed out of such a place.
     recall: Option<Verdict>,
     buffer: Vec<u8>,
@@ -59,7 +61,7 @@ enum Verdict {
 
 impl Fanotify {
     /// Marks the root's file system.
-    pub(super) fn start(fs: &LinuxFs, known: Option<Known>) -> io::Result<Self> {
+    pub(super) fn start(fs: &LinuxFs, known: Option<Known>, own: bool) -> io::Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_DFID_NAME | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         // Without the capability for an unlimited queue, one that overflows is still better than none.
         let group = init(flags | libc::FAN_UNLIMITED_QUEUE).or_else(|_| init(flags))?;
@@ -76,6 +78,7 @@ impl Fanotify {
             fs: fs.clone(),
             group,
             known,
+            ignored: if own { None } else { Some(std::process::id().cast_signed()) },
             verdicts: HashMap::new(),
             dropped: HashMap::new(),
             forgot: false,
@@ -94,6 +97,10 @@ impl Fanotify {
         }
         let renamed = event.mask & (libc::FAN_RENAME | libc::FAN_MOVED_FROM | libc::FAN_MOVED_TO) != 0;
         let on_directory = event.mask & libc::FAN_ONDIR != 0;
+        // Events of several processes are never merged into one.
+        if !on_directory && self.ignored == Some(event.process) {
+            return;
+        }
         if renamed && on_directory {
             // Where things are changed for all below it.
             self.verdicts.clear();
@@ -245,6 +252,7 @@ fn mark(group: &OwnedFd, flags: c_uint, mask: u64, on: BorrowedFd<'_>) -> io::Re
 /// One event: what happened, and in which one or two places.
 struct Event<'a> {
     mask: u64,
+    process: i32,
     places: [Option<Place<'a>>; 2],
 }
 
@@ -288,7 +296,8 @@ fn parse(mut bytes: &[u8], mut each: impl FnMut(&Event<'_>)) -> bool {
         let (event, rest) = bytes.split_at(length);
         bytes = rest;
         let Some(places) = records(&event[records_at..], &mut scratch) else { return false };
-        each(&Event { mask, places });
+        let process = i32::from_ne_bytes([header[20], header[21], header[22], header[23]]);
+        each(&Event { mask, process, places });
     }
     true
 }
