@@ -5,7 +5,7 @@ use anabranch_volume::simulated::{Call, Fault, Faults};
 use crate::network::End;
 use crate::plan::Trouble;
 use crate::users::Ambush;
-use crate::world::{Event, SYNC_TIME, Stop, World};
+use crate::world::{Event, GIVE_UP, SYNC_TIME, Stop, World};
 
 /// Calls that fail together, how, and how often in a million.
 pub(crate) const FAULTS: [(&str, Fault, &[Call], u32); 9] = [
@@ -101,16 +101,14 @@ impl World<'_> {
                 self.counters.count(if forwards { "clocks set forwards" } else { "clocks set back" });
             }
             Trouble::ClockFuture => {
-                let far = self.rng.between(700_000_000, 200_000_000_000);
-                self.members[member].skew += i64::try_from(far).unwrap_or(0);
-                self.counters.count("clocks far in the future");
-                // Who can compare his clock with a partner's stamps nothing. So some cannot for a while, and partners
-                // hear of it before it is right again.
+                // Who can compare his clock with a partner's stamps nothing. So some cannot when it leaps, and partners hear
+                // of what they stamped before the clock is right again.
                 if self.rng.chance(1, 2) {
-                    let alone = self.rng.between(1_000_000, 20_000_000);
-                    self.work_alone(member, 2, (alone / 2, alone));
-                    self.after(alone + 10_000_000, over);
+                    self.work_alone(member, 3, (GIVE_UP + 3_000_000, GIVE_UP + 20_000_000));
+                    self.after(GIVE_UP + 2_000_000, Event::Leap { member });
+                    self.after(GIVE_UP + 40_000_000, over);
                 } else {
+                    self.leap(member);
                     self.some_time(over);
                 }
             }

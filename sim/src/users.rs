@@ -68,8 +68,8 @@ pub(crate) struct Crowd {
     depth: usize,
     /// Each keeps to his own (see [`Habits::Orderly`]); does he look after the directories?
     orderly: Option<bool>,
-    /// Where files of others were, and when they were seen there last: nobody takes such a name soon after.
-    foreign: BTreeMap<Path, u64>,
+    /// Where files were, and when they were seen there last: nobody takes such a name soon after.
+    used: BTreeMap<Path, u64>,
     /// When time last went on.
     now: u64,
     /// The machine stops when this comes.
@@ -127,9 +127,9 @@ pub(crate) const KINDS: [(&str, u64); 25] = [
     ("write, close, sync", 4),
 ];
 
-/// How long a name that another's file had is left alone where people keep to their own, microseconds: longer than a member
-/// is ever down, so that what was removed was seen to be gone.
-const FOREIGN_FOR: u64 = 100_000_000;
+/// How long a name that a file had is left alone where people keep to their own, microseconds: longer than a member is ever
+/// down, so that what left it was seen to be gone, and what takes it is another file.
+const USED_FOR: u64 = 100_000_000;
 
 const NAMES: [&[u8]; 9] = [b"a", b"b", b"c", b"plan.txt", b"site", b"d", b"\xff\n", b"index", b"e e"];
 
@@ -153,7 +153,7 @@ impl Crowd {
                 Habits::Free => None,
                 Habits::Orderly { steward } => Some(steward == member),
             },
-            foreign: BTreeMap::new(),
+            used: BTreeMap::new(),
             now: 0,
             ambush: None,
             written: 0,
@@ -238,9 +238,8 @@ impl Crowd {
         fs.users_arrive();
         let tree = fs.tree();
         if self.orderly.is_some() {
-            let tag = format!("{}:", self.member).into_bytes();
-            let others = tree.iter().filter(|(_, e)| e.content.as_ref().is_some_and(|c| !c.bytes().starts_with(&tag)));
-            self.foreign.extend(others.map(|(path, _)| (path.clone(), now)));
+            let files = tree.iter().filter(|(_, e)| e.content.is_some());
+            self.used.extend(files.map(|(path, _)| (path.clone(), now)));
         }
         let (kind, steps) = self.choose(&tree);
         if steps.is_empty() {
@@ -496,12 +495,12 @@ impl Crowd {
         self.rng.pick(&found).map(|p| (*p).clone())
     }
 
-    /// A path that is not taken, as far as can be seen here, and was not another's a short while ago.
+    /// A path that is not taken, as far as can be seen here, and was no file's a short while ago.
     fn free_path(&mut self, tree: &Tree) -> Option<Path> {
         for _ in 0..8 {
             let path = self.somewhere(tree);
-            let foreign = self.foreign.get(&path).is_some_and(|at| at + FOREIGN_FOR > self.now);
-            if !foreign && !tree.contains_key(&path) {
+            let used = self.used.get(&path).is_some_and(|at| at + USED_FOR > self.now);
+            if !used && !tree.contains_key(&path) {
                 return Some(path);
             }
         }

@@ -24,7 +24,7 @@ use crate::users::{Ambush, Crowd};
 /// What members' clocks show when a history begins, microseconds since 1970.
 const BEGIN: u64 = 1_700_000_000_000_000;
 /// How long a connection is tried before its ends give it up, at most.
-const GIVE_UP: u64 = 20_000_000;
+pub(crate) const GIVE_UP: u64 = 20_000_000;
 
 /// How long one sync takes on a good disk, microseconds.
 pub(crate) const SYNC_TIME: u64 = 200;
@@ -60,6 +60,8 @@ pub(crate) enum Event {
     Errand { member: usize },
     /// A member that was left alone is reached again.
     Company { member: usize },
+    /// A member's clock leaps far ahead.
+    Leap { member: usize },
     /// Connections are cut and mended between islands.
     Tide,
     /// A running program of a user goes on.
@@ -253,6 +255,7 @@ impl<'a> World<'a> {
             Event::Begin => self.begin(),
             Event::Errand { member } => self.errand(member),
             Event::Company { member } => self.company(member),
+            Event::Leap { member } => self.leap(member),
             Event::Tide => self.tide(),
             Event::Program { member } => self.program(member),
             Event::Trouble { number } => self.trouble(number),
@@ -607,6 +610,16 @@ impl<'a> World<'a> {
             self.after(delay, Event::Errand { member: number });
         }
         self.after(until + 1_000_000, Event::Company { member: number });
+    }
+
+    /// A member's clock shows a time far ahead from now on.
+    pub(crate) fn leap(&mut self, number: usize) {
+        if self.healing {
+            return;
+        }
+        let far = self.rng.between(700_000_000, 200_000_000_000);
+        self.members[number].skew += i64::try_from(far).unwrap_or(0);
+        self.counters.count("clocks far in the future");
     }
 
     fn errand(&mut self, number: usize) {
