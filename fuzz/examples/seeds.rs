@@ -104,7 +104,7 @@ fn messages() -> Vec<Message> {
         Message::Opened { member: member.clone(), replica, echo: mark, closed, clock, number, known: known.clone() },
         Message::Refused { reason: "It is stopped.".to_owned() },
         Message::Grown { number },
-        Message::Pull { after: number, known: known.clone() },
+        Message::Pull { after: number, known: known.clone(), part: true },
         Message::Page(page),
         Message::Page(Page::default()),
         Message::Fetch {

@@ -191,13 +191,24 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`KvError`].
     pub fn lay_aside(&mut self, upstream: ReplicaId, record: &Record) -> Result<(), KvError> {
+        self.lay_aside_all(upstream, std::slice::from_ref(record))
+    }
+
+    /// As [`Self::lay_aside`], of the rows of a page.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn lay_aside_all(&mut self, upstream: ReplicaId, records: &[Record]) -> Result<(), KvError> {
+        let Some(latest) = records.iter().map(Record::clock).max() else { return Ok(()) };
+        let upstream_key = self.upstream_key(upstream)?;
+        for record in records {
+            let uid = self.numbers.key(&mut self.kv, record.uid)?;
+            let value = self.numbers.encode(&mut self.kv, record.clock().0, record)?;
+            self.kv.put(Table::Aside, &keys::pair(&upstream_key, uid), &value)?;
+        }
         let mut cursor = self.cursor(upstream)?;
-        let uid = self.numbers.key(&mut self.kv, record.uid)?;
-        let key = keys::pair(&self.upstream_key(upstream)?, uid);
-        let value = self.numbers.encode(&mut self.kv, record.clock().0, record)?;
-        self.kv.put(Table::Aside, &key, &value)?;
-        if record.clock() > cursor.clock {
-            cursor.clock = record.clock();
+        if latest > cursor.clock {
+            cursor.clock = latest;
             self.set_cursor(upstream, cursor)?;
         }
         Ok(())

@@ -41,6 +41,11 @@ impl<K: Kv> Records<K> {
         Ok(Some(Shown { parent: self.representative(parent)?, name, directory: place.directory }))
     }
 
+    /// Does the view show every live thing just where its record says, with nothing left to resolve?
+    pub fn shows_records(&self) -> bool {
+        self.counters.derived == 0 && self.counters.unresolved == 0
+    }
+
     /// Is it live: not deleted, or kept by an edit that no deleter had seen, or by something live in it?
     pub fn live(&self, uid: Uid) -> Result<bool, KvError> {
         let Some(record) = self.record(uid)? else { return Ok(false) };

@@ -26,7 +26,8 @@ where
 {
     pub(crate) fn begin_adoption(&mut self) {
         self.report(EventKind::InitialSyncBegan, self.config.folder_name.clone());
-        self.adopting = Some(vec![ROOT_NODE]);
+        // What was made since nothing lay there is taken up by the scan at the end, as any local change.
+        self.adopting = Some(if self.joins_empty { Vec::new() } else { vec![ROOT_NODE] });
         self.work_at = Some(self.now);
     }
 

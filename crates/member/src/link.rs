@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anabranch_engine::PassEnd;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::codec::{Dictionary, decode_attributes, decode_record};
-use anabranch_model::{ChangeNumber, Hlc, Knowledge, Sequence, Version};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Sequence, Version, is_reserved};
 use anabranch_net::message::{Acknowledgement, Mark, Message, PAGE_BYTES_MAX, Page};
 use anabranch_volume::fs::Fs;
 
@@ -140,7 +140,7 @@ where
                 }
                 self.pull(id)?;
             }
-            Message::Pull { after, known } if !upstream && opened => self.serve_page(id, after, &known)?,
+            Message::Pull { after, known, part } if !upstream && opened => self.serve_page(id, after, &known, part)?,
             Message::Page(page) if upstream && opened => self.take_page(id, page)?,
             Message::Fetch { request, wants } if !upstream && opened => self.serve_content(id, request, &wants)?,
             Message::Pieces { request, first, pieces } if upstream && opened => {
@@ -190,11 +190,12 @@ where
             }
         }
         let known = self.records.known().clone();
+        let part = self.part_will_do();
         if let Some(link) = self.links.get_mut(&id) {
             link.told = known;
             link.pulling = true;
         }
-        self.send(id, Message::Pull { after: state.reached.max(state.cursor), known: news });
+        self.send(id, Message::Pull { after: state.reached.max(state.cursor), known: news, part });
         Ok(())
     }
 
@@ -219,9 +220,7 @@ where
             }
         };
         self.records.begin()?;
-        for record in &rows {
-            self.records.lay_aside(replica, record)?;
-        }
+        self.records.lay_aside_all(replica, &rows)?;
         self.records.set_reached(replica, page.through)?;
         if let Some((mut known, mark)) = page.complete {
             Self::cap_closed(&tables::closed(self.records.kv())?, &mut known);
@@ -297,12 +296,22 @@ where
         }
     }
 
-    pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge) -> Result<()> {
+    /// Whoever joins compares what lies in its tree with the first complete pass, so that must have all that the upstream
+    /// has. Where nothing lies there is nothing to compare: what is there later was made meanwhile, by people.
+    fn part_will_do(&mut self) -> bool {
+        self.joins_empty = self.phase == Phase::Joining && {
+            let entries = self.fs.list(&self.fs.root());
+            entries.is_ok_and(|entries| entries.iter().all(|entry| is_reserved(&entry.name)))
+        };
+        self.phase != Phase::Joining || self.joins_empty
+    }
+
+    pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge, part: bool) -> Result<()> {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.told.join(news);
         let bytes = self.config.limits.page_bytes.min(PAGE_BYTES_MAX);
         let mut page = self.records.page(after, &link.told, bytes)?;
-        if self.first_scan && page.complete.take().is_some() && page.rows.is_empty() {
+        if self.first_scan && !part && page.complete.take().is_some() && page.rows.is_empty() {
             link.unanswered = Some(after);
             return Ok(());
         }

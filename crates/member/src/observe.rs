@@ -66,6 +66,8 @@ struct Batch<D> {
     modified: Vec<Modified>,
     /// Nodes whose name no longer leads to them.
     gone: BTreeMap<NodeId, Node>,
+    /// UIDs of what was recorded as new.
+    made: BTreeSet<Uid>,
     /// It is part of a comparison of everything.
     scanning: bool,
 }
@@ -132,10 +134,15 @@ where
             }
             self.hold_until = None;
         }
-        let mut batch =
-            Batch { found: Vec::new(), modified: Vec::new(), gone: BTreeMap::new(), scanning: self.scanning };
+        let mut batch = Batch {
+            found: Vec::new(),
+            modified: Vec::new(),
+            gone: BTreeMap::new(),
+            made: BTreeSet::new(),
+            scanning: self.scanning,
+        };
         let mut seen = BTreeSet::new();
-        let limit = self.config.limits.batch_entries;
+        let limit = self.batch_entries();
         while seen.len() < limit {
             if let Some(key) = self.changed.pop_first() {
                 self.look(&mut batch, &mut seen, key.0, key.1)?;
@@ -174,6 +181,12 @@ where
         self.recent.retain(|_, (_, at, _)| at.0 >= keep);
         self.moved_away.retain(|_, (_, at)| at.0 >= keep);
         Ok(())
+    }
+
+    /// Entries looked at in one batch. Of a first scan fewer: partners fetch what is recorded while the rest is hashed.
+    fn batch_entries(&self) -> usize {
+        let limit = self.config.limits.batch_entries;
+        if self.first_scan { limit.div_ceil(4) } else { limit }
     }
 
     /// After a power cut: what is empty, has runs of zeros, or comes from the future, is no edit (design, section 11).
@@ -450,7 +463,7 @@ where
                 f.dir = Some(dir.clone());
             }
             let known = nodes::by_object(self.records.kv(), &stat.object)?.into_iter().any(|n| n.is_dir());
-            if known || seen.len() + batch.found.len() > self.config.limits.batch_entries {
+            if known || seen.len() + batch.found.len() > self.batch_entries() {
                 continue;
             }
             let mut listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(0, dir)]);
@@ -1008,7 +1021,7 @@ where
             self.record_relabelled(id)?;
         }
         self.records.end_changes()?;
-        self.note_touched()?;
+        self.note_touched_but(&batch.made)?;
         self.commit()?;
         self.resolve(anabranch_engine::ResolveScope::Own)
     }
@@ -1177,7 +1190,11 @@ where
             None => {
                 let content = value.clone().map(|v| (v, mtime, stat.birth));
                 let attributes = Some((attributes.clone(), directory.then_some(mtime)));
-                self.records.add(self.now, NewThing { parent, name: name.clone(), directory, content, attributes })?
+                let uid = self
+                    .records
+                    .add(self.now, NewThing { parent, name: name.clone(), directory, content, attributes })?;
+                batch.made.insert(uid);
+                uid
             }
         };
         tracing::debug!(member = self.config.member, name = ?name, ?uid, ?parent, leftover, swapped, "found");

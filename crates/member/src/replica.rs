@@ -231,6 +231,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) fetching: Fetching<F::File>,
     /// Directories of a joining replica that are still to be compared.
     pub(crate) adopting: Option<Vec<NodeId>>,
+    /// Nothing lay in the tree of this joining replica when it last asked for a page.
+    pub(crate) joins_empty: bool,
     /// Content that no partner has: its version and since when.
     pub(crate) nobody: BTreeMap<Uid, (Version, Hlc)>,
     pub(crate) resolve_at: Option<Hlc>,
@@ -765,7 +767,16 @@ where
 
     /// Puts UIDs whose view or facets changed on the list of work.
     pub(crate) fn note_touched(&mut self) -> Result<()> {
-        let touched = self.records.drain_touched();
+        self.note_touched_but(&BTreeSet::new())
+    }
+
+    /// As [`Self::note_touched`], but for things that were just made from what lies on disk: where the view shows them as
+    /// their records say there is nothing to do.
+    pub(crate) fn note_touched_but(&mut self, made: &BTreeSet<Uid>) -> Result<()> {
+        let mut touched = self.records.drain_touched();
+        if self.records.shows_records() {
+            touched.retain(|uid| !made.contains(uid));
+        }
         if touched.is_empty() {
             return Ok(());
         }
@@ -846,7 +857,7 @@ where
             if let Some(link) = self.links.get_mut(&id) {
                 link.unanswered = None;
             }
-            self.serve_page(id, after, &Knowledge::default())?;
+            self.serve_page(id, after, &Knowledge::default(), false)?;
         }
         Ok(())
     }

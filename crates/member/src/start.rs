@@ -109,6 +109,7 @@ where
             ready: ReadySet::default(),
             fetching: Fetching::default(),
             adopting: None,
+            joins_empty: false,
             nobody: BTreeMap::new(),
             resolve_at: None,
             counters: Counters::default(),

@@ -146,6 +146,9 @@ pub enum Message {
         after: ChangeNumber,
         /// What the downstream's knowledge gained since it was last said on this link.
         known: Knowledge,
+        /// It will not take what a pass lacks for what nobody has: a pass may be complete though the upstream has not
+        /// looked at all of its own tree yet.
+        part: bool,
     },
     /// Upstream: the page.
     Page(Page),

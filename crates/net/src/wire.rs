@@ -23,7 +23,7 @@
 //! | 2 | Opened | as Open, and 7 change number |
 //! | 3 | Refused | 1 reason (text) |
 //! | 4 | Grown | 1 change number |
-//! | 5 | Pull | 1 after (change number), 2 known (knowledge) |
+//! | 5 | Pull | 1 after (change number), 2 known (knowledge), 3 part (0 or 1) |
 //! | 6 | Page | 1 replicas (16 bytes each), 2 attribute value (each), 3 row (each), 4 through; where complete: 5 knowledge, 6 mark |
 //! | 7 | Fetch | 1 request, 2 want (each: 1 UID, 2 version, 3 hash, 4 offset, 5 length) |
 //! | 8 | Pieces | 1 request, 2 first, 3 piece (each: 1 outcome: 0 data, 1 not held, 2 busy; 2 data) |
@@ -271,8 +271,8 @@ impl Body {
             }),
             Message::Refused { reason } => Self::Refused(proto::Refused { reason: cut(reason, REASON_BYTES_MAX) }),
             Message::Grown { number } => Self::Grown(proto::Grown { number: number.0 }),
-            Message::Pull { after, known } => {
-                Self::Pull(proto::Pull { after: after.0, known: Some(put_knowledge(&known)) })
+            Message::Pull { after, known, part } => {
+                Self::Pull(proto::Pull { after: after.0, known: Some(put_knowledge(&known)), part: part.into() })
             }
             Message::Page(page) => Self::Page(put_page(page)),
             Message::Fetch { request, wants } => {
@@ -338,7 +338,12 @@ fn message(kind: u32, body: Bytes, folder: FolderId) -> Result<Message, PeerErro
         },
         Body::Refused(m) => Message::Refused { reason: m.reason },
         Body::Grown(m) => Message::Grown { number: ChangeNumber(m.number) },
-        Body::Pull(m) => Message::Pull { after: ChangeNumber(m.after), known: knowledge(m.known)? },
+        Body::Pull(m) => {
+            if m.part > 1 {
+                return Err(PeerError::Range("whether a part will do"));
+            }
+            Message::Pull { after: ChangeNumber(m.after), known: knowledge(m.known)?, part: m.part == 1 }
+        }
         Body::Page(m) => Message::Page(page(m)?),
         Body::Fetch(m) => {
             Message::Fetch { request: m.request, wants: m.wants.iter().map(want).collect::<Result<_, _>>()? }

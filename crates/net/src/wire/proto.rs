@@ -93,6 +93,8 @@ pub(super) struct Pull {
     pub(super) after: u64,
     #[prost(message, optional, tag = "2")]
     pub(super) known: Option<Knowledge>,
+    #[prost(uint32, tag = "3")]
+    pub(super) part: u32,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -293,7 +295,8 @@ pub(super) const OPENED: &[Limit] = &[
 ];
 pub(super) const REFUSED: &[Limit] = &[bytes(1, "a reason", REASON_BYTES_MAX)];
 pub(super) const GROWN: &[Limit] = &[number(1, "a change number")];
-pub(super) const PULL: &[Limit] = &[number(1, "a change number"), one(2, "knowledge", KNOWLEDGE)];
+pub(super) const PULL: &[Limit] =
+    &[number(1, "a change number"), one(2, "knowledge", KNOWLEDGE), number(3, "whether a part will do")];
 pub(super) const PAGE: &[Limit] = &[
     bytes(1, "a page's replica ids", 16 * PAGE_REPLICAS_MAX),
     texts(2, "a page's attribute value", ATTRIBUTES_MAX, RECORD_BYTES_MAX),

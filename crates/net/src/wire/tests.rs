@@ -79,7 +79,11 @@ impl Random {
             },
             2 => Message::Refused { reason: self.text() },
             3 => Message::Grown { number: ChangeNumber(self.number()) },
-            4 => Message::Pull { after: ChangeNumber(self.number()), known: self.knowledge() },
+            4 => Message::Pull {
+                after: ChangeNumber(self.number()),
+                known: self.knowledge(),
+                part: self.number() % 2 == 1,
+            },
             5 => Message::Page(Page {
                 replicas: self.list(5, |r| ReplicaId(r.array())),
                 attributes: self.list(5, |r| [vec![1], r.bytes(200)].concat()),
@@ -187,7 +191,11 @@ fn golden() -> Vec<(u8, Message, &'static str)> {
         ),
         (3, Message::Refused { reason: "No.".into() }, "0a03 4e6f2e"),
         (4, Message::Grown { number: ChangeNumber(300) }, "08ac02"),
-        (5, Message::Pull { after: ChangeNumber(0), known: knowledge_of(&[(1, 5)]) }, "1215 0a10 01*16 1201 05"),
+        (
+            5,
+            Message::Pull { after: ChangeNumber(0), known: knowledge_of(&[(1, 5)]), part: true },
+            "1215 0a10 01*16 1201 05 1801",
+        ),
         (
             6,
             Message::Page(Page {
