@@ -170,8 +170,9 @@ struct Batch<F: Fs> {
     files: Vec<F::File>,
     /// Nodes that were made, moved or changed in place.
     moved: BTreeSet<NodeId>,
-    /// Attributes were changed in place.
-    attributes: usize,
+    /// What was changed or made without a descriptor of its own: attributes in place, symlinks. Only a sync of everything
+    /// makes it durable.
+    unopened: usize,
     next_preserved: u64,
 }
 
@@ -228,7 +229,7 @@ where
             dirs: BTreeSet::new(),
             files: Vec::new(),
             moved: BTreeSet::new(),
-            attributes: 0,
+            unopened: 0,
             next_preserved: tables::next_preserved(self.records.kv())?,
         };
         let mut rows = 0;
@@ -915,7 +916,7 @@ where
                     }
                     Err(error) => return Ok(Looked::Wait(self.failed(old.parent, &old.name, &error)?)),
                 }
-                batch.attributes += 1;
+                batch.unopened += 1;
                 batch.moved.insert(node.id);
             }
             if let Some(disk) = node.content.as_mut() {
@@ -979,7 +980,7 @@ where
                     if same || node.is_dir() {
                         after.stamp = stat.stamp;
                     }
-                    batch.attributes += 1;
+                    batch.unopened += 1;
                     batch.moved.insert(node.id);
                 }
                 Ok(None) => {
@@ -1080,6 +1081,8 @@ where
         for (plan, prepared) in prepared {
             match prepared {
                 Ok(Prepared { private, stat, attributes, file }) => {
+                    // A symlink has no descriptor by which it could be made durable alone.
+                    batch.unopened += usize::from(file.is_none());
                     batch.files.extend(file);
                     batch.installs.push(Install {
                         uid: plan.uid,
@@ -1162,11 +1165,11 @@ where
         if broken(Step::DataDurable) {
             return Ok(Ok(()));
         }
-        let count = batch.files.len() + batch.dirs.len() + batch.attributes;
+        let count = batch.files.len() + batch.dirs.len() + batch.unopened;
         if count == 0 {
             return Ok(Ok(()));
         }
-        let result = if count >= self.config.limits.sync_all_from || batch.attributes > 0 {
+        let result = if count >= self.config.limits.sync_all_from || batch.unopened > 0 {
             self.fs.sync_all()
         } else {
             let mut result = batch.files.iter().try_for_each(|file| self.fs.sync_file(file));
@@ -1679,22 +1682,6 @@ where
         self.kept(removal.number, removal.reason, &removal.node, by)?;
         nodes::remove(self.records.kv_mut(), &removal.node)?;
         self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
-        Ok(())
-    }
-
-    /// Something is preserved: its manifest entry counts now.
-    pub(crate) fn kept(&mut self, number: u64, reason: Reason, node: &Node, by: Option<Version>) -> Result<()> {
-        let item = self.manifest(number, reason, node, by)?;
-        tables::put_preserved(self.records.kv_mut(), &item)?;
-        if reason.unseen() {
-            self.counters.unseen += 1;
-            let path = String::from_utf8_lossy(&item.path).into_owned();
-            self.report(EventKind::Conflict, format!("{path} ({}), kept as {number}", reason.word()));
-        }
-        if let Some(sums) = &mut self.preserved_bytes {
-            sums[usize::from(reason.unseen())] += item.size;
-        }
-        self.purge_due = true;
         Ok(())
     }
 

@@ -17,6 +17,7 @@ mod events;
 mod fetch;
 pub mod host;
 mod install;
+mod kept;
 mod link;
 mod lost;
 mod nodes;

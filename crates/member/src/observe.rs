@@ -1014,6 +1014,10 @@ where
             self.record_found(&mut batch, at, &relabel)?;
         }
         for modified in &batch.modified {
+            // Its UID went to what took its name: what was written into it since is not written into that.
+            if let Some(at) = relabel.iter().position(|id| *id == modified.node.id) {
+                self.record_relabelled(relabel.swap_remove(at))?;
+            }
             self.record_modified(modified)?;
         }
         self.record_gone(&batch, &claimed)?;

@@ -22,6 +22,7 @@ use crate::config::{Config, FreshIds};
 use crate::events::{Event, EventKind};
 use crate::fetch::Fetching;
 use crate::install::ReadySet;
+use crate::kept::Lately;
 use crate::nodes::{self, NodeId, ROOT_NODE};
 use crate::tables::{self, Meta};
 
@@ -246,6 +247,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) root_lost: bool,
     /// Something was preserved since quotas were looked at.
     pub(crate) purge_due: bool,
+    /// Items of the class *seen* that are looked at again, by when.
+    pub(crate) lately: VecDeque<Lately>,
     /// No node gets a number below this one: what is to be looked at later names nodes by number.
     pub(crate) node_floor: u64,
     /// Bytes preserved, by class; `None`: to be summed up anew.
@@ -377,10 +380,19 @@ where
         let [observe_at, later] = [self.observe_at, later].map(|at| at.filter(|_| self.phase != Phase::Joining));
         // Now and then, so that a clock that leaps is told from a long silence.
         let beat = (!self.links.is_empty()).then(|| Hlc(self.now.0 + self.config.limits.ahead / 2));
-        [observe_at, self.work_at, later, self.resolve_at, self.fetching.retry_at, self.ahead_retry, beat]
-            .into_iter()
-            .flatten()
-            .min()
+        [
+            observe_at,
+            self.work_at,
+            later,
+            self.resolve_at,
+            self.fetching.retry_at,
+            self.ahead_retry,
+            self.lately_due(),
+            beat,
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// One bounded step of everything that is due.
@@ -428,6 +440,7 @@ where
             self.resolve(ResolveScope::All)?;
         }
         self.acknowledge()?;
+        self.look_at_lately()?;
         if self.purge_due {
             self.purge()?;
         }

@@ -119,6 +119,7 @@ where
             verifying: BTreeMap::new(),
             root_lost: false,
             purge_due: true,
+            lately: VecDeque::new(),
             node_floor: 0,
             preserved_bytes: None,
             last_mark: Mark::default(),
@@ -208,6 +209,7 @@ where
         }
         self.clear_staging()?;
         self.take_up_parked()?;
+        self.look_at_last_preserved()?;
         if !new && place.as_deref() != Some(&self.config.place[..]) {
             self.take_fresh_id(None)?;
         }
@@ -325,7 +327,17 @@ where
             let expected = intent.replaces.as_ref().filter(|(object, stamp)| {
                 *object == out.object && (stamp.size, stamp.mtime) == (out.stamp.size, out.stamp.mtime)
             });
-            match expected.and(tables::preserved_one(self.records.kv(), intent.preserved)?) {
+            let expected = expected.and(tables::preserved_one(self.records.kv(), intent.preserved)?);
+            let uid = intent.uid;
+            tracing::debug!(
+                member = self.config.member,
+                ?uid,
+                expected = expected.is_some(),
+                ?out,
+                ?intent,
+                "came out before the end"
+            );
+            match expected {
                 Some(item) => self.preserve_staged(&intent.private, item.reason, Some(intent.preserved), &out)?,
                 None => self.preserve_staged(&intent.private, Reason::LostEdit, None, &out)?,
             }
@@ -491,68 +503,6 @@ where
             self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
         }
         Ok(())
-    }
-
-    /// Purges preserved items of the class *seen* beyond their quota, oldest first; of the class *unseen* only those
-    /// older than the minimum age (design, section 9).
-    pub(crate) fn purge(&mut self) -> Result<()> {
-        self.purge_due = false;
-        let limits = self.config.limits;
-        let high = |quota: u64| quota / 10 * 9;
-        let low = |quota: u64| quota / 10 * 6;
-        let mut sums = match self.preserved_bytes {
-            Some(sums) => sums,
-            None => self.sum_preserved()?,
-        };
-        self.preserved_bytes = Some(sums);
-        if sums[0] <= high(limits.seen_bytes) && sums[1] <= high(limits.unseen_bytes) {
-            return Ok(());
-        }
-        let over = [sums[0] > high(limits.seen_bytes), sums[1] > high(limits.unseen_bytes)];
-        let low = [low(limits.seen_bytes), low(limits.unseen_bytes)];
-        let mut after = 0;
-        self.records.begin()?;
-        loop {
-            let page = tables::preserved(self.records.kv(), after, 1024)?;
-            let Some(last) = page.last() else { break };
-            after = last.number;
-            for item in page {
-                let class = usize::from(item.reason.unseen());
-                let young = class == 1 && item.when.0 + limits.unseen_age > self.now.0;
-                if !over[class] || sums[class] <= low[class] || young || item.pending || item.directory {
-                    continue;
-                }
-                let dir = self.preserved_dir(item.reason);
-                match self.fs.remove_file(&dir, &item.file_name()) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        self.report_once(EventKind::CannotInstall, format!("cannot purge {}: {error}", item.number));
-                        continue;
-                    }
-                    _ => {}
-                }
-                sums[class] = sums[class].saturating_sub(item.size);
-                tables::drop_preserved(self.records.kv_mut(), item.number)?;
-                let path = String::from_utf8_lossy(&item.path).into_owned();
-                self.report(EventKind::Purged, format!("{path} ({})", item.number));
-            }
-        }
-        self.records.commit()?;
-        self.preserved_bytes = Some(sums);
-        Ok(())
-    }
-
-    /// Bytes preserved, by class: *seen*, *unseen*.
-    fn sum_preserved(&self) -> Result<[u64; 2]> {
-        let mut sums = [0; 2];
-        let mut after = 0;
-        loop {
-            let page = tables::preserved(self.records.kv(), after, 1024)?;
-            let Some(last) = page.last() else { return Ok(sums) };
-            after = last.number;
-            for item in &page {
-                sums[usize::from(item.reason.unseen())] += item.size;
-            }
-        }
     }
 
     /// Puts a preserved item back into the tree, under its own path or a free name beside it; returns the path. The

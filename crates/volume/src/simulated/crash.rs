@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::disk::{BENEATH, BLOCK, Data, Disk, Facts, NameChange, ROOT};
+use super::disk::{BENEATH, BLOCK, Data, Disk, Facts, Inode, NameChange, ROOT};
 use super::{Deed, Rng, SimFs, Thing};
 use crate::fs::Kind;
 
@@ -170,8 +170,23 @@ impl Disk {
         out
     }
 
-    /// Visits everything below a directory, the directory first, names ascending.
-    pub(super) fn walk(&self, dir: u64, path: &mut Vec<u8>, visit: &mut dyn FnMut(u64, &[u8])) {
+    /// Visits everything below a directory, the directory first, names ascending; what is mounted over hides nothing from it.
+    fn walk(&self, dir: u64, path: &mut Vec<u8>, visit: &mut dyn FnMut(u64, &[u8])) {
+        self.walk_where(&|_| true, dir, path, visit);
+    }
+
+    /// Visits what can be seen below a directory, the directory first, names ascending.
+    pub(super) fn walk_seen(&self, dir: u64, path: &mut Vec<u8>, visit: &mut dyn FnMut(u64, &[u8])) {
+        self.walk_where(&|inode| !inode.foreign, dir, path, visit);
+    }
+
+    fn walk_where(
+        &self,
+        enter: &dyn Fn(&Inode) -> bool,
+        dir: u64,
+        path: &mut Vec<u8>,
+        visit: &mut dyn FnMut(u64, &[u8]),
+    ) {
         let Ok(inode) = self.inode(dir) else { return };
         for (name, &number) in &inode.entries {
             let length = path.len();
@@ -180,8 +195,8 @@ impl Disk {
             }
             path.extend_from_slice(name);
             visit(number, path);
-            if self.inode(number).is_ok_and(|i| i.kind == Kind::Directory && !i.foreign) {
-                self.walk(number, path, visit);
+            if self.inode(number).is_ok_and(|i| i.kind == Kind::Directory && enter(i)) {
+                self.walk_where(enter, number, path, visit);
             }
             path.truncate(length);
         }

@@ -341,7 +341,7 @@ impl Disk {
 
     fn tree_of(&self, root: u64) -> Tree {
         let mut tree = Tree::new();
-        self.walk(root, &mut Vec::new(), &mut |number, path| {
+        self.walk_seen(root, &mut Vec::new(), &mut |number, path| {
             if root == ROOT && path.starts_with(PRIVATE) && matches!(path.get(PRIVATE.len()), None | Some(b'/')) {
                 return;
             }

@@ -1,0 +1,211 @@
+//! What was preserved, afterwards: whether it is still what was preserved, and when it is purged (design, section 9).
+//!
+//! Somebody's `open` may have found a file by its name just before an install took it out, and take effect only after the
+//! lease was given back: he then writes into what was preserved as *seen*. Nobody saw what he wrote, so such an item is
+//! looked at once more a little later, and once more before it is purged; what differs becomes *unseen*.
+
+use std::io;
+
+use anabranch_engine::kv::Kv;
+use anabranch_model::{Hlc, Version};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease};
+use anabranch_volume::hash::read_hash;
+
+use crate::events::EventKind;
+use crate::nodes::Node;
+use crate::replica::{Replica, Result};
+use crate::tables::{self, Preserved, Reason};
+
+/// How long after it was preserved an item is looked at again, microseconds.
+const LOOK_AGAIN: u64 = 2_000_000;
+/// The longest between two looks at an item that somebody has open to write, microseconds.
+const LOOK_AGAIN_MAX: u64 = 120_000_000;
+/// Items to be looked at again. What is preserved beyond these is looked at before it is purged, as all are.
+const LATELY_MAX: usize = 8192;
+
+/// An item that was preserved lately.
+pub(crate) struct Lately {
+    due: Hlc,
+    number: u64,
+    /// How long it was waited for last, microseconds.
+    wait: u64,
+    /// With this one it was taken out; after a start nobody knows.
+    stamp: Option<FileStamp>,
+}
+
+/// What a second look at an item said.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Again {
+    /// It is what was preserved, or what becomes of it is written down.
+    Settled,
+    /// Somebody has it open to write, or it cannot be read now.
+    Later,
+}
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Something is preserved: its manifest entry counts now.
+    pub(crate) fn kept(&mut self, number: u64, reason: Reason, node: &Node, by: Option<Version>) -> Result<()> {
+        let item = self.manifest(number, reason, node, by)?;
+        tables::put_preserved(self.records.kv_mut(), &item)?;
+        if reason.unseen() {
+            self.counters.unseen += 1;
+            let path = String::from_utf8_lossy(&item.path).into_owned();
+            self.report(EventKind::Conflict, format!("{path} ({}), kept as {number}", reason.word()));
+        }
+        if !reason.unseen() && node.kind == Kind::File && self.lately.len() < LATELY_MAX {
+            let due = Hlc(self.now.0 + LOOK_AGAIN);
+            self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(node.stamp) });
+        }
+        if let Some(sums) = &mut self.preserved_bytes {
+            sums[usize::from(reason.unseen())] += item.size;
+        }
+        self.purge_due = true;
+        Ok(())
+    }
+
+    /// Purges preserved items of the class *seen* beyond their quota, oldest first; of the class *unseen* only those
+    /// older than the minimum age (design, section 9).
+    pub(crate) fn purge(&mut self) -> Result<()> {
+        self.purge_due = false;
+        let limits = self.config.limits;
+        let high = |quota: u64| quota / 10 * 9;
+        let low = |quota: u64| quota / 10 * 6;
+        let mut sums = match self.preserved_bytes {
+            Some(sums) => sums,
+            None => self.sum_preserved()?,
+        };
+        self.preserved_bytes = Some(sums);
+        if sums[0] <= high(limits.seen_bytes) && sums[1] <= high(limits.unseen_bytes) {
+            return Ok(());
+        }
+        let over = [sums[0] > high(limits.seen_bytes), sums[1] > high(limits.unseen_bytes)];
+        let low = [low(limits.seen_bytes), low(limits.unseen_bytes)];
+        let mut after = 0;
+        self.records.begin()?;
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            for item in page {
+                let class = usize::from(item.reason.unseen());
+                let young = class == 1 && item.when.0 + limits.unseen_age > self.now.0;
+                if !over[class] || sums[class] <= low[class] || young || item.pending || item.directory {
+                    continue;
+                }
+                // Once more, by its bytes: what somebody wrote since is *unseen*, and is not purged as this.
+                let again = self.look_at_one(&item, None)?;
+                if again == Again::Later
+                    || tables::preserved_one(self.records.kv(), item.number)?.as_ref() != Some(&item)
+                {
+                    continue;
+                }
+                let dir = self.preserved_dir(item.reason);
+                match self.fs.remove_file(&dir, &item.file_name()) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                        self.report_once(EventKind::CannotInstall, format!("cannot purge {}: {error}", item.number));
+                        continue;
+                    }
+                    _ => {}
+                }
+                sums[class] = sums[class].saturating_sub(item.size);
+                tables::drop_preserved(self.records.kv_mut(), item.number)?;
+                let path = String::from_utf8_lossy(&item.path).into_owned();
+                self.report(EventKind::Purged, format!("{path} ({})", item.number));
+            }
+        }
+        self.records.commit()?;
+        self.preserved_bytes = Some(sums);
+        Ok(())
+    }
+
+    /// Bytes preserved, by class: *seen*, *unseen*.
+    fn sum_preserved(&self) -> Result<[u64; 2]> {
+        let mut sums = [0; 2];
+        let mut after = 0;
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { return Ok(sums) };
+            after = last.number;
+            for item in &page {
+                sums[usize::from(item.reason.unseen())] += item.size;
+            }
+        }
+    }
+
+    /// When the next of the items that were preserved lately is looked at again.
+    pub(crate) fn lately_due(&self) -> Option<Hlc> {
+        self.lately.front().map(|first| first.due)
+    }
+
+    /// What was preserved last before a stop may have been written into since.
+    pub(crate) fn look_at_last_preserved(&mut self) -> Result<()> {
+        let mut number = tables::next_preserved(self.records.kv())?;
+        let mut newest = None;
+        while number > 1 && self.lately.len() < LATELY_MAX {
+            number -= 1;
+            let Some(item) = tables::preserved_one(self.records.kv(), number)? else { continue };
+            if item.when.0 + LOOK_AGAIN < newest.get_or_insert(item.when).0 {
+                break;
+            }
+            self.lately.push_back(Lately { due: self.now, number, wait: LOOK_AGAIN, stamp: None });
+        }
+        Ok(())
+    }
+
+    /// Looks again at what was preserved lately.
+    pub(crate) fn look_at_lately(&mut self) -> Result<()> {
+        if self.lately_due().is_none_or(|due| due > self.now) {
+            return Ok(());
+        }
+        self.records.begin()?;
+        for _ in 0..self.config.limits.batch_entries {
+            let Some(mut lately) = self.lately.pop_front_if(|first| first.due <= self.now) else { break };
+            let Some(item) = tables::preserved_one(self.records.kv(), lately.number)? else { continue };
+            if self.look_at_one(&item, lately.stamp)? == Again::Later {
+                lately.wait = (lately.wait * 2).min(LOOK_AGAIN_MAX);
+                lately.due = Hlc(self.now.0 + lately.wait);
+                let at = self.lately.partition_point(|other| other.due <= lately.due);
+                self.lately.insert(at, lately);
+            }
+        }
+        self.records.commit()?;
+        Ok(())
+    }
+
+    /// Has anybody written into an item of the class *seen* since it was preserved? Then it is *unseen* from now on.
+    fn look_at_one(&mut self, item: &Preserved, stamp: Option<FileStamp>) -> Result<Again> {
+        let (Some(hash), false) = (item.hash, item.reason.unseen() || item.pending || item.directory) else {
+            return Ok(Again::Settled);
+        };
+        let dir = self.preserved_dir(item.reason);
+        let file = match self.fs.open_file(&dir, &item.file_name()) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Again::Settled),
+            Err(_) => return Ok(Again::Later),
+        };
+        // Whoever has it open to write may write yet.
+        if matches!(self.fs.lease(&file), Ok(Lease::InUse)) {
+            return Ok(Again::Later);
+        }
+        let Ok(stat) = self.fs.stat_file(&file) else { return Ok(Again::Later) };
+        if stamp.is_some_and(|stamp| (stamp.size, stamp.mtime) == (stat.stamp.size, stat.stamp.mtime)) {
+            return Ok(Again::Settled);
+        }
+        let Ok(now) = read_hash(&self.fs, &file, stat.stamp.size) else { return Ok(Again::Later) };
+        if stat.stamp.size == item.size && now == Some(hash) {
+            return Ok(Again::Settled);
+        }
+        let changed = Preserved { reason: Reason::LostEdit, size: stat.stamp.size, hash: now, ..item.clone() };
+        tables::drop_preserved(self.records.kv_mut(), item.number)?;
+        tables::put_preserved(self.records.kv_mut(), &changed)?;
+        self.preserved_bytes = None;
+        self.counters.unseen += 1;
+        let path = String::from_utf8_lossy(&item.path).into_owned();
+        self.report(EventKind::Conflict, format!("{path} ({}), kept as {}", Reason::LostEdit.word(), item.number));
+        Ok(Again::Settled)
+    }
+}
