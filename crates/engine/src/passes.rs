@@ -160,7 +160,11 @@ impl<K: Kv> Records<K> {
 
     /// `encoded`: the record as this database writes it, after eight bytes.
     fn merge_in(&mut self, remote: Record, encoded: Option<Vec<u8>>) -> Result<Taken, KvError> {
-        self.counters.clock = self.counters.clock.max(remote.clock());
+        // What is known already raised it when it came, or was stamped anew since by a clock that had been ahead.
+        if remote.clock() > self.counters.clock {
+            let unknown = remote.written().filter(|w| !self.known.covers(w.version));
+            self.counters.clock = unknown.map(|w| w.time.clock).max().unwrap_or_default().max(self.counters.clock);
+        }
         let uid = remote.uid;
         let Some((number, local)) = self.row(uid)? else {
             let taken = Taken {
@@ -319,7 +323,8 @@ impl<K: Kv> Records<K> {
         }
     }
 
-    /// The latest clock that lies aside.
+    /// The latest clock that lies aside, of versions that are not known here already: an author who has stamped anew meets
+    /// its old ones again at whoever took them in, and has nothing to fear of them.
     fn latest_aside(&self, upstream: ReplicaId) -> Result<Hlc, KvError> {
         let (mut after, mut latest) = (Vec::new(), Hlc(0));
         loop {
@@ -327,7 +332,12 @@ impl<K: Kv> Records<K> {
             let Some((last, _)) = rows.last() else { return Ok(latest) };
             after = [last, &[0][..]].concat();
             for (_, value) in &rows {
-                latest = latest.max(Hlc(split_head(value)?.0));
+                if split_head(value)?.0 <= latest.0 {
+                    continue;
+                }
+                let (_, record) = self.numbers.decode(&self.kv, value)?;
+                let unknown = record.written().filter(|w| !self.known.covers(w.version));
+                latest = unknown.map(|w| w.time.clock).max().unwrap_or_default().max(latest);
             }
         }
     }

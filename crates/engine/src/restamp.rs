@@ -4,13 +4,20 @@
 //! with times that are past. The new versions have seen the old ones, so whoever has an old one after all takes the new
 //! one for it.
 
-use anabranch_model::{Hlc, Record, ReplicaId, Stamp, Uid, Written};
+use anabranch_model::{ContentFacet, Hlc, Record, ReplicaId, Stamp, Uid, Written};
 
 use crate::kv::{Kv, KvError};
 use crate::records::{Old, Records};
 
 /// Records looked at in one read.
 const CHUNK: usize = 1024;
+
+#[derive(Clone, Copy)]
+enum Facet {
+    Placement,
+    Attributes,
+    Content,
+}
 
 impl<K: Kv> Records<K> {
     /// Gives every version of this replica whose time is more than `limit` microseconds after `now` a new one, earlier by
@@ -47,28 +54,49 @@ impl<K: Kv> Records<K> {
         Ok(count)
     }
 
+    /// In the order in which they were issued: so what had seen another facet of the record, as a removal has seen the
+    /// content, has seen what becomes of it, and what came later is still unseen.
     fn restamp_record(&mut self, now: Hlc, record: &mut Record, back: u64, ahead: &dyn Fn(&Written) -> bool) -> bool {
-        let mut changed = false;
-        let parts = [Some(&mut record.placement.written), record.attributes.as_mut().map(|f| &mut f.written)];
-        for written in parts.into_iter().flatten().filter(|w| ahead(w)) {
-            self.anew(now, written, back);
-            changed = true;
-        }
-        if let Some(content) = record.content.as_mut().filter(|f| ahead(&f.written)) {
-            let same = content.bytes == content.written.stamp();
-            let before = content.bytes;
-            self.anew(now, &mut content.written, back);
-            if same {
-                content.bytes = content.written.stamp();
-            } else if before.time.clock > now && before.version.replica == content.written.version.replica {
-                // A touch after a write, both from then: the write is told from others by its own earlier time.
-                let mut time = before.time;
-                time.clock = Hlc(time.clock.0.saturating_sub(back));
-                content.bytes = Stamp { time, version: content.written.version };
+        let written = [
+            (Facet::Placement, Some(&record.placement.written)),
+            (Facet::Attributes, record.attributes.as_ref().map(|f| &f.written)),
+            (Facet::Content, record.content.as_ref().map(|f| &f.written)),
+        ];
+        let mut due: Vec<_> = written
+            .into_iter()
+            .filter_map(|(facet, written)| written.filter(|w| ahead(w)).map(|w| (w.version.sequence, facet)))
+            .collect();
+        due.sort_by_key(|(sequence, _)| *sequence);
+        for (_, facet) in &due {
+            match facet {
+                Facet::Placement => self.anew(now, &mut record.placement.written, back),
+                Facet::Attributes => {
+                    if let Some(attributes) = &mut record.attributes {
+                        self.anew(now, &mut attributes.written, back);
+                    }
+                }
+                Facet::Content => {
+                    if let Some(content) = &mut record.content {
+                        self.restamp_content(now, content, back);
+                    }
+                }
             }
-            changed = true;
         }
-        changed
+        !due.is_empty()
+    }
+
+    fn restamp_content(&mut self, now: Hlc, content: &mut ContentFacet, back: u64) {
+        let same = content.bytes == content.written.stamp();
+        let before = content.bytes;
+        self.anew(now, &mut content.written, back);
+        if same {
+            content.bytes = content.written.stamp();
+        } else if before.time.clock > now && before.version.replica == content.written.version.replica {
+            // A touch after a write, both from then: the write is told from others by its own earlier time.
+            let mut time = before.time;
+            time.clock = Hlc(time.clock.0.saturating_sub(back));
+            content.bytes = Stamp { time, version: content.written.version };
+        }
     }
 
     fn anew(&mut self, now: Hlc, written: &mut Written, back: u64) {
