@@ -8,7 +8,8 @@ use anabranch_volume::fs::Fs;
 use crate::nodes::{self, ROOT_NODE};
 use crate::replica::{Replica, Result};
 
-fn value(content: &Content) -> String {
+/// A content, in words.
+pub(crate) fn value(content: &Content) -> String {
     match content {
         Content::File { size, hash } => {
             format!("{size} bytes {:02x}{:02x}{:02x}{:02x}", hash[0], hash[1], hash[2], hash[3])
@@ -22,7 +23,7 @@ where
     F::Dir: Send + Sync,
     F::File: Send,
 {
-    /// One line for each record, for each node, and for each row of the list of work, at most `limit` of each.
+    /// One line for each record, preserved item, node, and row of the list of work, at most `limit` of each.
     ///
     /// # Errors
     /// [`crate::Stop::Database`].
@@ -56,6 +57,18 @@ where
                 None => line += "; not shown",
             }
             lines.push(line);
+        }
+        for item in crate::tables::preserved(self.records.kv(), 0, limit)? {
+            let hash = item.hash.map(|h| format!("{:02x}{:02x}{:02x}{:02x}", h[0], h[1], h[2], h[3]));
+            lines.push(format!(
+                "preserved {}: {}, {}, {} bytes {hash:?} of {:?}, replaced by {:?}",
+                item.number,
+                item.path.escape_ascii(),
+                item.reason.word(),
+                item.size,
+                item.uid,
+                item.replaced_by
+            ));
         }
         let rows = self.records.kv().range(Table::Nodes, &[], None, limit)?;
         for (key, _) in rows {

@@ -1510,6 +1510,36 @@ where
         Ok(())
     }
 
+    /// A private file that was in place for a moment and came back is put aside with what was preserved, until whoever may
+    /// have found it there had time to open it. `false`: it is not in staging any more.
+    fn exposed(&mut self, install: &Install<F>) -> Result<bool> {
+        let Content::File { hash, .. } = &install.facet.value else { return Ok(false) };
+        let number = tables::next_preserved(self.records.kv())?;
+        let stat = &install.prepared;
+        let item = Preserved {
+            number,
+            reason: Reason::Overwritten,
+            when: self.now,
+            uid: Some(install.uid),
+            version: Some(install.facet.bytes.version),
+            replaced_by: None,
+            path: self.node_path(install.parent, &install.name)?,
+            size: stat.stamp.size,
+            hash: Some(*hash),
+            directory: false,
+            pending: false,
+        };
+        let to = self.private.conflict.clone();
+        match self.fs.rename_new(&self.private.staging, &install.private, &to, &item.file_name()) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(source) => return Err(crate::replica::Stop::Private { path: "ConflictAndDeleted".into(), source }),
+        }
+        tables::put_preserved(self.records.kv_mut(), &item)?;
+        self.look_at_exposed(number, stat.stamp);
+        Ok(true)
+    }
+
     fn confirm_removal(&mut self, removal: &mut Removal<F>) -> Result<()> {
         if removal.outcome != Outcome::Under {
             return Ok(());
@@ -1582,8 +1612,11 @@ where
             if install.replaces.is_some() {
                 tables::drop_preserved(self.records.kv_mut(), install.preserved)?;
             }
-            // The private file is kept as it is: its content is verified, and it goes on when the file is free.
-            if let (Content::File { size, hash }, Some(Ready::Staged { .. })) =
+            // The private file is kept as it is: its content is verified, and it goes on when the file is free. Only one that
+            // was in place for a moment may have been found there by somebody who has not opened it yet.
+            if install.exchanged && self.exposed(install)? {
+                self.ready.remove(uid);
+            } else if let (Content::File { size, hash }, Some(Ready::Staged { .. })) =
                 (&install.facet.value, self.ready.get(uid))
             {
                 debug_assert!(*size > u64::from(PIECE_BYTES_MAX) || hash.len() == 32);

@@ -31,6 +31,8 @@ pub(crate) struct Lately {
     wait: u64,
     /// With this one it was taken out; after a start nobody knows.
     stamp: Option<FileStamp>,
+    /// It is there only for whoever may have written into it: nobody needs it otherwise.
+    drop: bool,
 }
 
 /// What a second look at an item said.
@@ -58,7 +60,7 @@ where
         }
         if !reason.unseen() && node.kind == Kind::File && self.lately.len() < LATELY_MAX {
             let due = Hlc(self.now.0 + LOOK_AGAIN);
-            self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(node.stamp) });
+            self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(node.stamp), drop: false });
         }
         if let Some(sums) = &mut self.preserved_bytes {
             sums[usize::from(reason.unseen())] += item.size;
@@ -141,6 +143,15 @@ where
         self.lately.front().map(|first| first.due)
     }
 
+    /// A file of ours that was in place for a moment only; it goes when it was not written into.
+    pub(crate) fn look_at_exposed(&mut self, number: u64, stamp: FileStamp) {
+        if self.lately.len() < LATELY_MAX {
+            let due = Hlc(self.now.0 + LOOK_AGAIN);
+            self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(stamp), drop: true });
+        }
+        self.preserved_bytes = None;
+    }
+
     /// What was preserved last before a stop may have been written into since.
     pub(crate) fn look_at_last_preserved(&mut self) -> Result<()> {
         let mut number = tables::next_preserved(self.records.kv())?;
@@ -151,7 +162,7 @@ where
             if item.when.0 + LOOK_AGAIN < newest.get_or_insert(item.when).0 {
                 break;
             }
-            self.lately.push_back(Lately { due: self.now, number, wait: LOOK_AGAIN, stamp: None });
+            self.lately.push_back(Lately { due: self.now, number, wait: LOOK_AGAIN, stamp: None, drop: false });
         }
         Ok(())
     }
@@ -165,7 +176,15 @@ where
         for _ in 0..self.config.limits.batch_entries {
             let Some(mut lately) = self.lately.pop_front_if(|first| first.due <= self.now) else { break };
             let Some(item) = tables::preserved_one(self.records.kv(), lately.number)? else { continue };
-            if self.look_at_one(&item, lately.stamp)? == Again::Later {
+            let again = self.look_at_one(&item, lately.stamp)?;
+            let same = again == Again::Settled
+                && lately.drop
+                && tables::preserved_one(self.records.kv(), item.number)?.as_ref() == Some(&item);
+            if same && self.fs.remove_file(&self.preserved_dir(item.reason), &item.file_name()).is_ok() {
+                tables::drop_preserved(self.records.kv_mut(), item.number)?;
+                self.preserved_bytes = None;
+            }
+            if again == Again::Later {
                 lately.wait = (lately.wait * 2).min(LOOK_AGAIN_MAX);
                 lately.due = Hlc(self.now.0 + lately.wait);
                 let at = self.lately.partition_point(|other| other.due <= lately.due);

@@ -1397,8 +1397,9 @@ where
         let Some(uid) = old.uid.filter(|_| !modified.dropped && old.object == modified.stat.object) else {
             return Ok(());
         };
-        tracing::debug!(member = self.config.member, name = %old.name.escape_ascii(), ?uid, "modified");
         let value = modified.content.as_ref().map(|(c, _)| c.clone());
+        let content = value.as_ref().map(crate::describe::value);
+        tracing::debug!(member = self.config.member, name = %old.name.escape_ascii(), ?uid, content, "modified");
         let known = self.recorded(Some(uid), modified.stat.kind)?.is_some();
         if let Some(value) = value.as_ref().filter(|_| known) {
             let before = old.content.as_ref();
