@@ -46,14 +46,19 @@ impl Cache {
     }
 
     /// A row was read, written, or found to be absent.
-    pub(crate) fn put(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
-        match self.young[table as usize].get_mut(key) {
-            Some(row) => *row = value.map(Into::into),
+    pub(crate) fn put_owned(&mut self, table: Table, key: Box<[u8]>, value: Option<Box<[u8]>>) {
+        match self.young[table as usize].get_mut(&key) {
+            Some(row) => *row = value,
             None => {
-                self.old[table as usize].remove(key);
-                self.insert(table, key.into(), value.map(Into::into));
+                self.old[table as usize].remove(&key);
+                self.insert(table, key, value);
             }
         }
+    }
+
+    #[cfg(test)]
+    fn put(&mut self, table: Table, key: &[u8], value: Option<&[u8]>) {
+        self.put_owned(table, key.into(), value.map(Into::into));
     }
 
     /// Forgets everything.

@@ -6,12 +6,17 @@
 //! - exclusive locking: no shared-memory file, and no lock and unlock around each read;
 //! - `REPLACE INTO` a table without row id whose only index is its key: one descent of the tree for each put.
 //!
+//! What a transaction writes waits in memory, at most [`PENDING_BYTES_MAX`] of it, and is given to SQLite in the order of the
+//! keys: a row written twice is written once, and neighbours are found on pages that are at hand. Reads look there first.
+//!
 //! A copy of the database file and its log, taken together at any instant between two calls, is a database that holds all
 //! that was committed then.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions, Permissions};
 use std::io;
+use std::ops::Bound;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -30,6 +35,12 @@ const VALUE_BYTES_MAX: usize = 1 << 20;
 const PAGE_BYTES: u32 = 8192;
 const CHECKPOINT_PAGES: u32 = 8000;
 const LOG_BYTES_KEPT: u32 = 128 << 20;
+/// Bytes that a transaction may have written and not yet given to SQLite.
+const PENDING_BYTES_MAX: usize = 1 << 20;
+/// What a pending row costs beside its bytes.
+const PENDING_ROW_BYTES: usize = 64;
+/// So many pending rows are merged into the answer to a question about a range; where there are more, SQLite gets them.
+const MERGED_MAX: usize = 64;
 
 /// The schema that this version of the program writes.
 pub const SCHEMA: u32 = schema::newest(STEPS);
@@ -105,11 +116,67 @@ enum Change {
 pub struct SqliteKv {
     db: Connection,
     statements: Vec<Statements>,
-    change: Change,
+    change: Cell<Change>,
     commits: u64,
     rows: RefCell<Cache>,
+    pending: RefCell<Pending>,
     // The last field: released only when the database is closed.
     _lock: Lock,
+}
+
+/// Of one table, by key.
+type Changed = BTreeMap<Box<[u8]>, Option<Box<[u8]>>>;
+
+/// Rows that the transaction under way has written, by table, and SQLite has not; `None`: to be deleted.
+#[derive(Debug)]
+struct Pending {
+    tables: Vec<Changed>,
+    bytes: usize,
+}
+
+impl Pending {
+    fn new() -> Self {
+        Self { tables: vec![BTreeMap::new(); Table::ALL.len()], bytes: 0 }
+    }
+
+    fn clear(&mut self) {
+        self.tables.iter_mut().for_each(BTreeMap::clear);
+        self.bytes = 0;
+    }
+
+    /// At most `limit` of them with `from <= key`, and `key < to` where `to` is given.
+    fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Vec<(&[u8], Option<&[u8]>)> {
+        let rows = &self.tables[table as usize];
+        if rows.is_empty() || to.is_some_and(|to| to <= from) {
+            return Vec::new();
+        }
+        let bounds = (Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded));
+        rows.range::<[u8], _>(bounds).take(limit).map(|(key, value)| (&**key, value.as_deref())).collect()
+    }
+}
+
+/// Rows of the database with what the transaction has changed of them, ascending, at most `limit`.
+fn merged(stored: Vec<Pair>, changed: &[(&[u8], Option<&[u8]>)], limit: usize) -> Vec<Pair> {
+    let mut out = Vec::with_capacity(limit.min(stored.len() + changed.len()));
+    let mut stored = stored.into_iter().peekable();
+    let mut changed = changed.iter().peekable();
+    while out.len() < limit {
+        let (row, change) = (stored.peek().map(|(key, _)| &key[..]), changed.peek().map(|(key, _)| *key));
+        let from_change = match (row, change) {
+            (None, None) => break,
+            (Some(row), Some(change)) => change <= row,
+            (row, _) => row.is_none(),
+        };
+        if !from_change {
+            out.extend(stored.next());
+            continue;
+        }
+        if row == change {
+            stored.next();
+        }
+        out.extend(changed.next().and_then(|(key, value)| value.map(|value| (key.to_vec(), value.to_vec()))));
+    }
+    out
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -236,7 +303,8 @@ impl SqliteKv {
             log_left,
         };
         let rows = RefCell::new(Cache::new(usize::try_from(options.cache_bytes / ROWS_SHARE).unwrap_or(usize::MAX)));
-        Ok((Self { db, statements, change: Change::No, commits: 0, rows, _lock: lock }, opened))
+        let (change, pending) = (Cell::new(Change::No), RefCell::new(Pending::new()));
+        Ok((Self { db, statements, change, commits: 0, rows, pending, _lock: lock }, opened))
     }
 
     /// How many transactions were committed since it was opened; each costs one fsync.
@@ -275,7 +343,7 @@ impl SqliteKv {
     /// Nothing may be written outside a transaction; nor after SQLite gave one up by itself, as it does on some errors:
     /// each further write would then be a commit of its own.
     fn writable(&self, doing: &'static str) -> Result<(), KvError> {
-        match self.change {
+        match self.change.get() {
             Change::No => Err(KvError::failed(doing, Misuse::NoTransaction)),
             Change::Broken => Err(KvError::failed(doing, Misuse::Broken)),
             Change::Open if self.db.is_autocommit() => Err(KvError::failed(doing, Misuse::Broken)),
@@ -283,12 +351,56 @@ impl SqliteKv {
         }
     }
 
-    fn wrote<T>(&mut self, doing: &'static str, result: rusqlite::Result<T>) -> Result<(), KvError> {
-        result.map(drop).map_err(|e| {
-            self.change = Change::Broken;
-            self.rows.get_mut().clear();
-            explain(doing, e)
-        })
+    /// A write failed: the transaction can only be taken back.
+    fn failed(&self, doing: &'static str, e: rusqlite::Error) -> KvError {
+        self.change.set(Change::Broken);
+        self.rows.borrow_mut().clear();
+        self.pending.borrow_mut().clear();
+        explain(doing, e)
+    }
+
+    /// Keeps a row of the transaction under way until SQLite gets it.
+    fn keep(&mut self, doing: &'static str, table: Table, key: &[u8], value: Option<&[u8]>) -> Result<(), KvError> {
+        let pending = self.pending.get_mut();
+        pending.bytes += PENDING_ROW_BYTES + key.len() + value.map_or(0, <[u8]>::len);
+        pending.tables[table as usize].insert(key.into(), value.map(Into::into));
+        if pending.bytes > PENDING_BYTES_MAX {
+            self.write_all(doing)?;
+        }
+        Ok(())
+    }
+
+    /// Gives SQLite all that is pending.
+    fn write_all(&self, doing: &'static str) -> Result<(), KvError> {
+        for table in Table::ALL {
+            self.write(doing, table)?;
+        }
+        self.pending.borrow_mut().bytes = 0;
+        Ok(())
+    }
+
+    /// Gives SQLite what is pending of one table.
+    fn write(&self, doing: &'static str, table: Table) -> Result<(), KvError> {
+        let rows = std::mem::take(&mut self.pending.borrow_mut().tables[table as usize]);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        // Had SQLite given the transaction up, each row would be a commit of its own.
+        self.writable(doing)?;
+        let write = || {
+            let mut put = self.statement(|s| &s.put, table)?;
+            let mut delete = self.statement(|s| &s.delete, table)?;
+            let mut cache = self.rows.borrow_mut();
+            for (key, value) in rows {
+                match &value {
+                    Some(value) => put.execute((&key[..], &value[..]))?,
+                    None => delete.execute([&key[..]])?,
+                };
+                cache.put_owned(table, key, value);
+            }
+            Ok(())
+        };
+        write().map_err(|e| self.failed(doing, e))
     }
 }
 
@@ -298,6 +410,9 @@ fn pair(row: &Row<'_>) -> rusqlite::Result<Pair> {
 
 impl Kv for SqliteKv {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        if let Some(value) = self.pending.borrow().tables[table as usize].get(key) {
+            return Ok(value.as_deref().map(<[u8]>::to_vec));
+        }
         if let Some(value) = self.rows.borrow_mut().get(table, key) {
             return Ok(value);
         }
@@ -306,7 +421,7 @@ impl Kv for SqliteKv {
             .statement(|s| &s.get, table)
             .and_then(|mut s| s.query_row([key], value).optional())
             .map_err(|e| explain("get", e))?;
-        self.rows.borrow_mut().put(table, key, value.as_deref());
+        self.rows.borrow_mut().put_owned(table, key.into(), value.as_deref().map(Into::into));
         Ok(value)
     }
 
@@ -319,32 +434,43 @@ impl Kv for SqliteKv {
         if value.len() > VALUE_BYTES_MAX {
             return Err(KvError::failed(DOING, Misuse::Value(value.len())));
         }
-        let result = self.statement(|s| &s.put, table).and_then(|mut s| s.execute((key, value)));
-        self.wrote(DOING, result)?;
-        self.rows.get_mut().put(table, key, Some(value));
-        Ok(())
+        self.keep(DOING, table, key, Some(value))
     }
 
     fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), KvError> {
-        self.writable("delete")?;
-        let result = self.statement(|s| &s.delete, table).and_then(|mut s| s.execute([key]));
-        self.wrote("delete", result)?;
-        self.rows.get_mut().put(table, key, None);
-        Ok(())
+        const DOING: &str = "delete";
+        self.writable(DOING)?;
+        self.keep(DOING, table, key, None)
     }
 
     fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
-        let most = i64::try_from(limit).unwrap_or(i64::MAX);
-        let read = || match to {
-            Some(to) => {
-                self.statement(|s| &s.range, table)?.query_map((from, most, to), pair)?.collect::<Result<_, _>>()
-            }
-            None => self.statement(|s| &s.range_open, table)?.query_map((from, most), pair)?.collect(),
+        const DOING: &str = "range";
+        let read = |limit: usize| {
+            let most = i64::try_from(limit).unwrap_or(i64::MAX);
+            let read = || match to {
+                Some(to) => {
+                    self.statement(|s| &s.range, table)?.query_map((from, most, to), pair)?.collect::<Result<_, _>>()
+                }
+                None => self.statement(|s| &s.range_open, table)?.query_map((from, most), pair)?.collect(),
+            };
+            read().map_err(|e| explain(DOING, e))
         };
-        read().map_err(|e| explain("range", e))
+        let pending = self.pending.borrow();
+        let changed = pending.range(table, from, to, MERGED_MAX + 1);
+        if changed.len() > MERGED_MAX {
+            drop(changed);
+            drop(pending);
+            self.write(DOING, table)?;
+            return read(limit);
+        }
+        // As many more as may be left out.
+        let deleted = changed.iter().filter(|(_, value)| value.is_none()).count();
+        let stored = read(limit.saturating_add(deleted))?;
+        Ok(if changed.is_empty() { stored } else { merged(stored, &changed, limit) })
     }
 
     fn last(&self, table: Table) -> Result<Option<Pair>, KvError> {
+        self.write("last", table)?;
         self.statement(|s| &s.last, table)
             .and_then(|mut s| s.query_row([], pair).optional())
             .map_err(|e| explain("last", e))
@@ -352,11 +478,11 @@ impl Kv for SqliteKv {
 
     fn begin(&mut self) -> Result<(), KvError> {
         const DOING: &str = "begin";
-        if self.change != Change::No {
+        if self.change.get() != Change::No {
             return Err(KvError::failed(DOING, Misuse::Nested));
         }
         self.db.prepare_cached("BEGIN IMMEDIATE").and_then(|mut s| s.execute([])).map_err(|e| explain(DOING, e))?;
-        self.change = Change::Open;
+        self.change.set(Change::Open);
         Ok(())
     }
 
@@ -364,23 +490,24 @@ impl Kv for SqliteKv {
     fn commit(&mut self) -> Result<(), KvError> {
         const DOING: &str = "commit";
         self.writable(DOING)?;
-        let result = self.db.prepare_cached("COMMIT").and_then(|mut s| s.execute([]));
-        self.wrote(DOING, result)?;
-        self.change = Change::No;
+        self.write_all(DOING)?;
+        self.db.prepare_cached("COMMIT").and_then(|mut s| s.execute([])).map_err(|e| self.failed(DOING, e))?;
+        self.change.set(Change::No);
         self.commits += 1;
         Ok(())
     }
 
     fn rollback(&mut self) -> Result<(), KvError> {
         const DOING: &str = "rollback";
-        if self.change == Change::No {
+        if self.change.get() == Change::No {
             return Err(KvError::failed(DOING, Misuse::NoTransaction));
         }
         self.rows.get_mut().clear();
+        self.pending.get_mut().clear();
         if !self.db.is_autocommit() {
             self.db.prepare_cached("ROLLBACK").and_then(|mut s| s.execute([])).map_err(|e| explain(DOING, e))?;
         }
-        self.change = Change::No;
+        self.change.set(Change::No);
         Ok(())
     }
 }
