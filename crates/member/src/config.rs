@@ -41,6 +41,8 @@ pub struct Limits {
     pub batch_bytes: u64,
     /// How long a batch that is not full waits while more content is on its way (at most 200 ms: design, section 8).
     pub batch_wait: u64,
+    /// As `batch_wait`, while an eighth of a batch's files or more is still on its way (at most 200 ms).
+    pub batch_wait_many: u64,
     /// Items of content wanted or on their way at once.
     pub window_items: usize,
     /// Bytes of content wanted or on their way at once.
@@ -73,6 +75,7 @@ impl Default for Limits {
             batch_installs: 2048,
             batch_bytes: 12 << 20,
             batch_wait: 40_000,
+            batch_wait_many: 120_000,
             window_items: 4096,
             window_bytes: 32 << 20,
             page_bytes: PAGE_BYTES_MAX,

@@ -83,6 +83,16 @@ impl<File> Fetching<File> {
         self.wanted.get(&uid).is_some_and(|w| w.hash == *hash)
     }
 
+    /// Is some content of this UID wanted?
+    pub(crate) fn wants_any(&self, uid: Uid) -> bool {
+        self.wanted.contains_key(&uid)
+    }
+
+    /// Contents wanted.
+    pub(crate) fn len(&self) -> usize {
+        self.wanted.len()
+    }
+
     pub(crate) fn forget(&mut self, uid: Uid) {
         if let Some(wanted) = self.wanted.remove(&uid) {
             self.bytes = self.bytes.saturating_sub(Self::weight(wanted.size));

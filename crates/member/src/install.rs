@@ -168,6 +168,8 @@ struct Batch<F: Fs> {
     dirs: BTreeSet<NodeId>,
     /// Private files whose data is not durable yet.
     files: Vec<F::File>,
+    /// What came of giving the first of them to the disk while the others were written.
+    begun: io::Result<()>,
     /// Nodes that were made, moved or changed in place.
     moved: BTreeSet<NodeId>,
     /// What was changed or made without a descriptor of its own: attributes in place, symlinks. Only a sync of everything
@@ -182,6 +184,8 @@ const ROWS: usize = 4096;
 const FORGOTTEN_ROWS: usize = 16;
 /// Moves remembered for hints that come late; beyond it the whole tree is compared.
 const MOVED_AWAY_MAX: usize = 100_000;
+/// From so many private files on, the first half of them is flushed while the second one is written.
+const HALVED_FROM: usize = 256;
 /// How long a lease is kept after an exchange: an `open` past its path lookup shows up in that time (design, section 8).
 const GUARD: Duration = Duration::from_millis(1);
 
@@ -197,7 +201,12 @@ where
         self.due.insert(key);
         let limits = &self.config.limits;
         let full = self.ready.len() >= limits.batch_installs || self.ready.small_bytes() >= limits.batch_bytes;
-        let wait = if full || !self.fetching.under_way() { 0 } else { self.config.limits.batch_wait };
+        let wait = match self.fetching.len() {
+            _ if full || !self.fetching.under_way() => 0,
+            // Much is on its way: larger batches cost fewer flushes.
+            len if len >= limits.batch_installs / 8 => limits.batch_wait_many,
+            _ => limits.batch_wait,
+        };
         let at = Hlc(self.now.0 + wait);
         self.work_at = Some(self.work_at.map_or(at, |before| before.min(at)));
     }
@@ -228,6 +237,7 @@ where
             visited: BTreeMap::new(),
             dirs: BTreeSet::new(),
             files: Vec::new(),
+            begun: Ok(()),
             moved: BTreeSet::new(),
             unopened: 0,
             next_preserved: tables::next_preserved(self.records.kv())?,
@@ -290,7 +300,7 @@ where
         match looked {
             Looked::Done => self.records.kv_mut().delete(Table::Todo, key)?,
             Looked::Planned => {}
-            Looked::Wait(Waiting::Content) if !self.content_on_its_way(key)? => {
+            Looked::Wait(Waiting::Content) if !self.content_wanted(key)? => {
                 // The window is full: the walk goes on from here when there is room.
                 self.walk_again_from(key);
                 self.window_full = true;
@@ -322,6 +332,11 @@ where
             }
         }
         Ok(())
+    }
+
+    /// Of a row that was just looked at: is its content on the list of what is fetched, or was there no room there?
+    fn content_wanted(&self, key: &[u8]) -> Result<bool> {
+        Ok(matches!(tables::read_work(key)?, Work::Uid(uid) if self.fetching.wants_any(uid)))
     }
 
     fn content_on_its_way(&self, key: &[u8]) -> Result<bool> {
@@ -1071,13 +1086,26 @@ where
 
     /// Writes the private files of a batch, on as many threads as the file system bears. What cannot be prepared waits.
     fn prepare_batch(&mut self, batch: &mut Batch<F>) -> Result<()> {
-        let planned = std::mem::take(&mut batch.planned);
+        let mut planned = std::mem::take(&mut batch.planned);
         let threads = self.fs.parallelism().min(planned.len().div_ceil(16));
         let (fs, staging, ready) = (&self.fs, &self.private.staging, &self.ready);
-        let prepared = share_out(planned, threads, |plan| {
+        let act = |plan: Planned<F>| {
             let prepared = prepare(fs, staging, &plan, ready.get(plan.uid));
             (plan, prepared)
-        });
+        };
+        let prepared = if threads > 1 && planned.len() >= HALVED_FROM {
+            let rest = planned.split_off(planned.len() / 2);
+            let mut prepared = share_out(planned, threads, act);
+            std::thread::scope(|scope| {
+                // The disk works while the rest is written. What counts is the flush at the end, and this one's error.
+                let flush = scope.spawn(|| fs.sync_all());
+                prepared.append(&mut share_out(rest, threads, act));
+                batch.begun = flush.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()));
+            });
+            prepared
+        } else {
+            share_out(planned, threads, act)
+        };
         for (plan, prepared) in prepared {
             match prepared {
                 Ok(Prepared { private, stat, attributes, file }) => {
@@ -1168,6 +1196,10 @@ where
         let count = batch.files.len() + batch.dirs.len() + batch.unopened;
         if count == 0 {
             return Ok(Ok(()));
+        }
+        if let Err(error) = std::mem::replace(&mut batch.begun, Ok(())) {
+            batch.files.clear();
+            return Ok(Err(error));
         }
         let result = if count >= self.config.limits.sync_all_from || batch.unopened > 0 {
             self.fs.sync_all()

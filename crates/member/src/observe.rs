@@ -10,7 +10,7 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_engine::{ChangeError, NewThing};
-use anabranch_model::{Attributes, Content, Hlc, Knowledge, Name, Timestamp, Uid, Version, is_reserved};
+use anabranch_model::{Attributes, Content, Hlc, Knowledge, Name, Record, Timestamp, Uid, Version, is_reserved};
 use anabranch_volume::fs::{Fs, Kind, Stat};
 use anabranch_volume::hash::{Hashing, hash_file};
 
@@ -70,6 +70,8 @@ struct Batch<D> {
     made: BTreeSet<Uid>,
     /// It is part of a comparison of everything.
     scanning: bool,
+    /// The directory in which something was recorded last, and as which UID it goes on: it and what it lies in are live.
+    last_parent: Option<(Uid, Uid)>,
 }
 
 impl<D> Batch<D> {
@@ -140,6 +142,7 @@ where
             gone: BTreeMap::new(),
             made: BTreeSet::new(),
             scanning: self.scanning,
+            last_parent: None,
         };
         let mut seen = BTreeSet::new();
         let limit = self.batch_entries();
@@ -301,21 +304,23 @@ where
                     continue;
                 }
             };
-            let mut names: BTreeMap<Vec<u8>, Option<Stat>> = BTreeMap::new();
+            let mut names: BTreeMap<Vec<u8>, (Option<Node>, Option<Stat>)> = BTreeMap::new();
             let mut after: Option<Vec<u8>> = None;
             loop {
                 let page = nodes::children(self.records.kv(), id, after.as_deref(), 4096)?;
                 let Some(last) = page.last() else { break };
                 after = Some(last.name.clone());
-                names.extend(page.into_iter().map(|n| (n.name, None)));
+                names.extend(page.into_iter().map(|n| (n.name.clone(), (Some(n), None))));
             }
-            names.extend(entries.into_iter().map(|(entry, stat)| (entry.name, Some(stat))));
-            for (name, stat) in names {
+            for (entry, stat) in entries {
+                names.entry(entry.name).or_default().1 = Some(stat);
+            }
+            for (name, (node, stat)) in names {
                 if id == ROOT_NODE && is_reserved(&name) {
                     continue;
                 }
                 if self.scanning
-                    && let Some(node) = nodes::at(self.records.kv(), id, &name)?
+                    && let Some(node) = &node
                     && node.is_dir()
                 {
                     self.scan.push(node.id);
@@ -323,7 +328,7 @@ where
                 if !seen.insert((id, name.clone())) {
                     continue;
                 }
-                self.compare(batch, id, name, stat)?;
+                self.compare_with(batch, id, name, stat, node)?;
             }
         }
         Ok(())
@@ -339,6 +344,18 @@ where
     /// One entry, as it is and as the database has it.
     fn compare(&mut self, batch: &mut Batch<F::Dir>, parent: NodeId, name: Vec<u8>, stat: Option<Stat>) -> Result<()> {
         let node = nodes::at(self.records.kv(), parent, &name)?;
+        self.compare_with(batch, parent, name, stat, node)
+    }
+
+    /// As [`Self::compare`], with the node that has the name.
+    fn compare_with(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        parent: NodeId,
+        name: Vec<u8>,
+        stat: Option<Stat>,
+        node: Option<Node>,
+    ) -> Result<()> {
         // In staging only what was put aside there is looked at: somebody may still have it open. Nothing new is there.
         let stat = match &node {
             _ if parent != nodes::STAGING_NODE => stat,
@@ -1097,6 +1114,9 @@ where
     /// The UID of a file that had this name a short while ago, and what whoever took it away had seen of it.
     fn remembered(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Result<Option<(Uid, Option<Knowledge>)>> {
         let Parent::Node(id) = found.parent else { return Ok(None) };
+        if self.recent.is_empty() {
+            return Ok(None);
+        }
         let Some(parent) = self.node_uid(id)? else { return Ok(None) };
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
         let hit = self.recent.get(&(parent, found.name.bytes().to_vec())).filter(|(_, at, _)| at.0 >= keep);
@@ -1141,12 +1161,19 @@ where
             Parent::Node(id) => (Some(id), self.node_uid(id)?),
             Parent::Found(p) => batch.found.get(p).map_or((None, None), |p| (p.node, p.uid)),
         };
-        let (Some(parent_node), Some(parent)) = (parent_node, parent) else {
+        let (Some(parent_node), Some(parent_asked)) = (parent_node, parent) else {
             return self.drop_found(batch, at);
         };
         let directory = found.stat.kind == Kind::Directory;
-        let Some(parent) = self.anew(parent)? else { return self.drop_found(batch, at) };
-        self.revive(parent)?;
+        let parent = match batch.last_parent {
+            Some((asked, parent)) if asked == parent_asked => parent,
+            _ => {
+                let Some(parent) = self.anew(parent_asked)? else { return self.drop_found(batch, at) };
+                self.revive(parent)?;
+                batch.last_parent = Some((parent_asked, parent));
+                parent
+            }
+        };
         let Some(found) = batch.found.get(at) else { return Ok(()) };
         let (name, stat) = (found.name.clone(), found.stat.clone());
         let value = found.content.as_ref().map(|(c, _)| c.clone());
@@ -1208,13 +1235,15 @@ where
             None => self.new_node_id(),
         };
         let provisional = found_provisional(batch, at);
-        let mut node = self.node_after(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes)?;
+        let record = self.records.record(uid)?;
+        let mut node =
+            Self::node_of(id, parent_node, name.bytes(), uid, &stat, value, provisional, attributes, record.as_ref());
         if let Some(content) = node.content.as_mut().filter(|c| c.bytes.is_none()) {
             // Still the content that the database knew, while a newer one is recorded.
             *content = unchanged.map_or(content.clone(), |before| OnDisk { provisional, ..before });
         }
         let applied = |n: &Node| n.attributes_version == node.attributes_version && n.attributes == node.attributes;
-        let facet = self.records.record(uid)?.and_then(|r| r.attributes);
+        let facet = record.and_then(|r| r.attributes);
         if facet.is_some_and(|f| f.value != node.attributes) && !base.as_ref().is_some_and(applied) {
             // A part of what is recorded is not on disk yet.
             node.attributes_version = Version::default();
@@ -1297,7 +1326,23 @@ where
         attributes: Attributes,
     ) -> Result<Node> {
         let record = self.records.record(uid)?;
-        let facet = record.as_ref().and_then(|r| r.content.as_ref());
+        Ok(Self::node_of(id, parent, name, uid, stat, value, provisional, attributes, record.as_ref()))
+    }
+
+    /// As [`Self::node_after`], with the record at hand.
+    #[expect(clippy::too_many_arguments, reason = "all of these make up one row")]
+    fn node_of(
+        id: NodeId,
+        parent: NodeId,
+        name: &[u8],
+        uid: Uid,
+        stat: &Stat,
+        value: Option<Content>,
+        provisional: bool,
+        attributes: Attributes,
+        record: Option<&Record>,
+    ) -> Node {
+        let facet = record.and_then(|r| r.content.as_ref());
         let content = value.map(|value| {
             let same = facet.filter(|f| f.value == value);
             OnDisk {
@@ -1309,7 +1354,7 @@ where
                 provisional,
             }
         });
-        Ok(Node {
+        Node {
             id,
             parent,
             name: name.to_vec(),
@@ -1319,11 +1364,10 @@ where
             stamp: stat.stamp,
             content,
             attributes_version: record
-                .as_ref()
                 .and_then(|r| r.attributes.as_ref())
                 .map_or(Version::default(), |f| f.written.version),
             attributes,
-        })
+        }
     }
 
     fn record_content(

@@ -22,6 +22,8 @@ type Rows = HashMap<Box<[u8]>, Option<Box<[u8]>>>;
 pub(crate) struct Cache {
     young: Vec<Rows>,
     old: Vec<Rows>,
+    /// Was a row of this table ever asked for? What nobody asks for is not here, so nothing of it can be out of date.
+    asked: Vec<bool>,
     /// Of the young generation.
     bytes: usize,
     max: usize,
@@ -31,11 +33,12 @@ impl Cache {
     /// Holds about `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
         let none = || vec![Rows::new(); Table::ALL.len()];
-        Self { young: none(), old: none(), bytes: 0, max }
+        Self { young: none(), old: none(), asked: vec![false; Table::ALL.len()], bytes: 0, max }
     }
 
     /// The value of a row, or that there is none; nothing where that is not known here.
     pub(crate) fn get(&mut self, table: Table, key: &[u8]) -> Option<Option<Vec<u8>>> {
+        self.asked[table as usize] = true;
         if let Some(row) = self.young[table as usize].get(key) {
             return Some(row.as_deref().map(<[u8]>::to_vec));
         }
@@ -45,7 +48,14 @@ impl Cache {
         Some(value)
     }
 
-    /// A row was read, written, or found to be absent.
+    /// A row was written. Kept only where rows of that table are asked for: others would only push those out.
+    pub(crate) fn wrote(&mut self, table: Table, key: Box<[u8]>, value: Option<Box<[u8]>>) {
+        if self.asked[table as usize] {
+            self.put_owned(table, key, value);
+        }
+    }
+
+    /// A row was read, or found to be absent.
     pub(crate) fn put_owned(&mut self, table: Table, key: Box<[u8]>, value: Option<Box<[u8]>>) {
         match self.young[table as usize].get_mut(&key) {
             Some(row) => *row = value,

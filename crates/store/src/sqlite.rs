@@ -46,12 +46,12 @@ const MERGED_MAX: usize = 64;
 pub const SCHEMA: u32 = schema::newest(STEPS);
 
 /// The part of the memory for pages that rows may take besides it.
-const ROWS_SHARE: u64 = 4;
+const ROWS_SHARE: u64 = 2;
 
 /// How a database is opened.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Options {
-    /// Most memory for pages, bytes; rows kept in memory take a quarter of it besides. 64 MiB unless set.
+    /// Most memory for pages, bytes; rows kept in memory take half of it besides. 64 MiB unless set.
     pub cache_bytes: u64,
 }
 
@@ -396,7 +396,7 @@ impl SqliteKv {
                     Some(value) => put.execute((&key[..], &value[..]))?,
                     None => delete.execute([&key[..]])?,
                 };
-                cache.put_owned(table, key, value);
+                cache.wrote(table, key, value);
             }
             Ok(())
         };
