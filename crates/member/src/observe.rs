@@ -186,10 +186,16 @@ where
         Ok(())
     }
 
-    /// Entries looked at in one batch. Of a first scan fewer: partners fetch what is recorded while the rest is hashed.
+    /// Entries looked at in one batch. Of a first scan fewer, and at its start still fewer: partners fetch what is
+    /// recorded while the rest is hashed.
     fn batch_entries(&self) -> usize {
         let limit = self.config.limits.batch_entries;
-        if self.first_scan { limit.div_ceil(4) } else { limit }
+        let share = match self.first_scan {
+            false => 1,
+            true if self.records.change_number().0 < limit as u64 / 8 => 16,
+            true => 4,
+        };
+        limit.div_ceil(share)
     }
 
     /// After a power cut: what is empty, has runs of zeros, or comes from the future, is no edit (design, section 11).
