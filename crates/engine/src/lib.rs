@@ -44,6 +44,6 @@ pub use changes::{ChangeError, NewThing};
 pub use memory::MemoryKv;
 pub use passes::{PageOut, PassEnd, PassState, TakenCounts};
 pub use query::Shown;
-pub use records::{Names, Policy, Records, Settings, TakeTouched};
+pub use records::{Policy, Records, Settings, TakeTouched};
 pub use resolve::{Resolution, ResolveScope};
 pub use rules::{Case, Rule, Taken, broken, must_preserve, must_preserve_deleted};

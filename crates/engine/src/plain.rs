@@ -2,9 +2,10 @@
 //!
 //! Takes all records at once and looks at each again and again. Must stay obvious, not fast.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_model::{Name, Record, Uid};
+use anabranch_model::{Name, Names, Record, Uid, fold};
 
 use crate::query::Shown;
 use crate::records::Policy;
@@ -24,9 +25,9 @@ pub struct Tree {
 }
 
 /// Derives the tree: what is live; then cycles are cut; then directories of one name in one place are merged; then files
-/// give way.
+/// give way. One name is what has one key under `rule`.
 #[must_use]
-pub fn view(records: &BTreeMap<Uid, Record>, policy: Policy) -> Tree {
+pub fn view(records: &BTreeMap<Uid, Record>, policy: Policy, rule: Names) -> Tree {
     let mut live: BTreeMap<Uid, Shown> = BTreeMap::new();
     let recorded = |uid: Uid| {
         records.get(&uid).map(|record| {
@@ -54,7 +55,7 @@ pub fn view(records: &BTreeMap<Uid, Record>, policy: Policy) -> Tree {
             tree.moved.insert(cut, (Uid::ROOT, place.name.clone()));
         }
     }
-    let shown_as = merge_directories(&live);
+    let shown_as = merge_directories(&live, rule);
     let shown = |uid: Uid| shown_as.get(&uid).copied().unwrap_or(uid);
     for (&uid, place) in &live {
         if place.directory {
@@ -70,10 +71,10 @@ pub fn view(records: &BTreeMap<Uid, Record>, policy: Policy) -> Tree {
         let directory = tree.shown.get(uid).is_some_and(|place| place.directory);
         (directory, records.get(uid).map(|record| record.placement.written.stamp()))
     });
-    let mut names: BTreeMap<(Uid, Name), Uid> = BTreeMap::new();
+    let mut names: BTreeMap<(Uid, Vec<u8>), Uid> = BTreeMap::new();
     for uid in order.into_iter().rev() {
         let (Some(place), Some(record)) = (tree.shown.get_mut(&uid), records.get(&uid)) else { continue };
-        let winner = *names.entry((place.parent, place.name.clone())).or_insert(uid);
+        let winner = *names.entry((place.parent, fold(place.name.bytes(), rule).into_owned())).or_insert(uid);
         if winner == uid {
             continue;
         }
@@ -92,14 +93,14 @@ pub fn view(records: &BTreeMap<Uid, Record>, policy: Policy) -> Tree {
 }
 
 /// Directory -> the lowest UID of its name in its shown place. Merging may bring together directories in them, and so on.
-fn merge_directories(live: &BTreeMap<Uid, Shown>) -> BTreeMap<Uid, Uid> {
+fn merge_directories(live: &BTreeMap<Uid, Shown>, rule: Names) -> BTreeMap<Uid, Uid> {
     let mut shown_as: BTreeMap<Uid, Uid> = BTreeMap::new();
     loop {
         let before = shown_as.clone();
-        let mut names: BTreeMap<(Uid, &Name), Uid> = BTreeMap::new();
+        let mut names: BTreeMap<(Uid, Cow<'_, [u8]>), Uid> = BTreeMap::new();
         for (&uid, place) in live.iter().filter(|(_, place)| place.directory) {
             let parent = before.get(&place.parent).copied().unwrap_or(place.parent);
-            let first = *names.entry((parent, &place.name)).or_insert(uid);
+            let first = *names.entry((parent, fold(place.name.bytes(), rule))).or_insert(uid);
             shown_as.insert(uid, first);
         }
         if shown_as == before {

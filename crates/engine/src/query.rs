@@ -1,12 +1,12 @@
 //! What the view shows: questions only.
 
-use anabranch_model::{Name, Uid};
+use anabranch_model::{Name, Uid, fold};
 
 use crate::keys;
 use crate::kv::{Kv, KvError, Table, after_prefix};
 use crate::records::{Policy, Records};
 use crate::rules::live_by_record;
-use crate::view::{Place, derived_slot, shown_slot};
+use crate::view::{Place, derived_slot, shown_slot, slot_name_of};
 
 /// Rows read at a time.
 const CHUNK: usize = 256;
@@ -70,15 +70,15 @@ impl<K: Kv> Records<K> {
         Ok(if group.is_empty() { vec![shown] } else { group })
     }
 
-    /// What is shown under a name in a shown directory.
+    /// What is shown under a name in a shown directory: also under another name that is one with it by the folder's rule.
     pub fn shown_at(&self, parent: Uid, name: &[u8]) -> Result<Option<Uid>, KvError> {
         if self.derived(parent)?.merged.is_some() {
             return Ok(None);
         }
-        let mut beside = None;
+        let (mut beside, name) = (None, fold(name, self.settings.names));
         for directory in self.group(parent)? {
             let Some(directory) = self.numbers.find_key(directory) else { continue };
-            let mut from = keys::slot_name(directory, name);
+            let mut from = keys::slot_name(directory, &name);
             let to = after_prefix(&from);
             loop {
                 let rows = self.kv.range(Table::Slots, &from, to.as_deref(), CHUNK)?;
@@ -99,22 +99,23 @@ impl<K: Kv> Records<K> {
         Ok(beside)
     }
 
-    /// What is shown in a shown directory, by name (bytes, ascending), after the name `after`: at most `limit` names,
-    /// UIDs, and whether it is a directory.
+    /// What is shown in a shown directory, after the name `after`, at most `limit` of it: names, UIDs, and whether it is a
+    /// directory. In the order of the names' keys (bytes, ascending), which are the names where those are compared as bytes.
     pub fn shown_children(
         &self,
         parent: Uid,
         after: Option<&[u8]>,
         limit: usize,
     ) -> Result<Vec<(Name, Uid, bool)>, KvError> {
-        let mut out: Vec<(Name, Uid, bool)> = Vec::new();
+        let mut out: Vec<(Vec<u8>, Name, Uid, bool)> = Vec::new();
         if self.derived(parent)?.merged.is_some() {
-            return Ok(out);
+            return Ok(Vec::new());
         }
+        let after = after.map(|name| fold(name, self.settings.names));
         for directory in self.group(parent)? {
             let Some(directory) = self.numbers.find_key(directory) else { continue };
-            let mut from = match after {
-                Some(name) => after_prefix(&keys::slot_name(directory, name)).unwrap_or_default(),
+            let mut from = match &after {
+                Some(key) => after_prefix(&keys::slot_name(directory, key)).unwrap_or_default(),
                 None => directory.to_vec(),
             };
             let (to, end) = (after_prefix(&directory), out.len().saturating_add(limit));
@@ -122,19 +123,20 @@ impl<K: Kv> Records<K> {
                 let rows = self.kv.range(Table::Slots, &from, to.as_deref(), (end - out.len()).min(CHUNK) + 1)?;
                 let Some((last, _)) = rows.last() else { break };
                 from = [last, &[0][..]].concat();
-                for (key, flags) in &rows {
-                    let (Some((_, name, uid)), Some(is_directory)) = (keys::split_slot(key), shown_slot(flags)) else {
+                for (slot, value) in &rows {
+                    let (Some((_, key, uid)), Some(is_directory)) = (keys::split_slot(slot), shown_slot(value)) else {
                         continue;
                     };
+                    let name = slot_name_of(key, value);
                     let name = Name::new(name).map_err(|e| KvError::damaged("list a directory", e))?;
-                    out.push((name, self.numbers.uid(&uid)?, is_directory));
+                    out.push((key.to_vec(), name, self.numbers.uid(&uid)?, is_directory));
                 }
             }
             out.truncate(end);
         }
         out.sort();
         out.truncate(limit);
-        Ok(out)
+        Ok(out.into_iter().map(|(_, name, uid, is_directory)| (name, uid, is_directory)).collect())
     }
 
     /// What has the name of a live file that lost it (of the policy [`Policy::Preserve`], the file is not shown then).

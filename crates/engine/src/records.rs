@@ -3,10 +3,13 @@
 //! Owns the tables that [`crate::keys`] lists. Every write of a record goes through [`Records::replace`], which keeps the
 //! change numbers, the tombstones and the view in step with it. Must never be shared by two writers of one database.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 
 use anabranch_model::codec::{Reader, Writer};
-use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId, Sequence, Uid, Version};
+use anabranch_model::{
+    ChangeNumber, FOLD_TABLE, Hlc, Knowledge, Name, Names, Record, ReplicaId, Sequence, Uid, Version, fold, same_name,
+};
 
 use crate::dictionary::Numbers;
 use crate::keys;
@@ -24,14 +27,6 @@ pub enum Policy {
     KeepBeside,
 }
 
-/// What counts as one name (design, section 4).
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Names {
-    /// The same bytes.
-    #[default]
-    Bytes,
-}
-
 /// What the folder and the membership lay down.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Settings {
@@ -39,7 +34,7 @@ pub struct Settings {
     pub policy: Policy,
     /// The name of this member or device, at most 64 bytes of it: carried in placements.
     pub author: Box<str>,
-    /// What counts as one name.
+    /// What counts as one name: the same for all replicas of a folder, for its whole life.
     pub names: Names,
     /// This membership issues no versions.
     pub read_only: bool,
@@ -125,23 +120,33 @@ impl<K: Kv> Records<K> {
         Ok(out)
     }
 
-    /// Opens a database; `None` if it has no replica id yet. If the folder's policy is another than before, the view is
-    /// made anew, in a transaction of its own.
+    /// Opens a database; `None` if it has no replica id yet. If the folder's policy, the rule for names or its table are
+    /// others than before, the view is made anew, in a transaction of its own.
     ///
     /// # Errors
     /// [`KvError`].
     pub fn open(kv: K, settings: Settings) -> Result<Option<Self>, KvError> {
         let Some(meta) = kv.get(Table::Meta, META_COUNTERS)? else { return Ok(None) };
         let mut out = Self::new(kv, settings);
-        let (_, policy) = read_counters(&meta)?;
+        let (_, made_under) = read_counters(&meta)?;
         out.reload()?;
-        if policy != policy_number(out.settings.policy) {
+        if made_under != MadeUnder::of(&out.settings) {
             out.begin()?;
             out.rebuild_view()?;
             out.stored.replica = ReplicaId::default(); // So that the counters, with the policy, are written.
             out.commit()?;
         }
         Ok(Some(out))
+    }
+
+    /// The rule for names under which a database was last used; `None` if it has no replica id yet.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn names_of(kv: &K) -> Result<Option<Names>, KvError> {
+        let Some(meta) = kv.get(Table::Meta, META_COUNTERS)? else { return Ok(None) };
+        let (_, made_under) = read_counters(&meta)?;
+        Ok(Some(if made_under.names == 0 { Names::Bytes } else { Names::Windows }))
     }
 
     fn new(kv: K, mut settings: Settings) -> Self {
@@ -212,8 +217,7 @@ impl<K: Kv> Records<K> {
             for number in [c.highest.0, c.clock.0, c.number.0, c.derived, c.cuts, c.unresolved] {
                 out.number(number);
             }
-            out.number(policy_number(self.settings.policy));
-            out.number(0); // Names: bytes.
+            MadeUnder::of(&self.settings).write(&mut out);
             self.kv.put(Table::Meta, META_COUNTERS, &out.0)?;
         }
         self.kv.commit()?;
@@ -285,6 +289,16 @@ impl<K: Kv> Records<K> {
             return;
         }
         self.counters.highest = self.counters.highest.max(Sequence(now.0));
+    }
+
+    /// The key of a name under the folder's rule.
+    pub(crate) fn key<'a>(&self, name: &'a Name) -> Cow<'a, [u8]> {
+        fold(name.bytes(), self.settings.names)
+    }
+
+    /// Are these one name in this folder (design, section 4)?
+    pub fn same_name(&self, one: &[u8], other: &[u8]) -> bool {
+        same_name(one, other, self.settings.names)
     }
 
     /// The record of a UID.
@@ -454,15 +468,37 @@ impl<K: Kv> Records<K> {
     }
 }
 
-fn policy_number(policy: Policy) -> u64 {
-    match policy {
-        Policy::Preserve => 0,
-        Policy::KeepBeside => 1,
+/// What the view in the database was made under.
+#[derive(PartialEq, Eq)]
+struct MadeUnder {
+    policy: u64,
+    names: u64,
+    /// Of the rule that has one; else empty.
+    table: Vec<u8>,
+}
+
+impl MadeUnder {
+    fn of(settings: &Settings) -> Self {
+        let policy = match settings.policy {
+            Policy::Preserve => 0,
+            Policy::KeepBeside => 1,
+        };
+        let (names, table) = match settings.names {
+            Names::Bytes => (0, ""),
+            Names::Windows => (1, FOLD_TABLE),
+        };
+        Self { policy, names, table: table.into() }
+    }
+
+    fn write(&self, out: &mut Writer) {
+        out.number(self.policy);
+        out.number(self.names);
+        out.raw(&self.table);
     }
 }
 
-/// The counters and the policy under which the view was made.
-fn read_counters(bytes: &[u8]) -> Result<(Counters, u64), KvError> {
+/// The counters, and what the view was made under.
+fn read_counters(bytes: &[u8]) -> Result<(Counters, MadeUnder), KvError> {
     let mut input = Reader(bytes);
     let mut read = || {
         if input.number()? != FORMAT {
@@ -477,10 +513,11 @@ fn read_counters(bytes: &[u8]) -> Result<(Counters, u64), KvError> {
             cuts: input.number()?,
             unresolved: input.number()?,
         };
-        let policy = input.number()?;
-        input.number()?;
+        let (policy, names) = (input.number()?, input.number()?);
+        // The table's version is what is left: nothing where names are compared as bytes.
+        let table = if names == 0 { Vec::new() } else { std::mem::take(&mut input.0).to_vec() };
         input.end()?;
-        Ok((counters, policy))
+        Ok((counters, MadeUnder { policy, names, table }))
     };
     read().map_err(|e| KvError::damaged("read the counters", e))
 }

@@ -3,6 +3,9 @@
 //! Owns the tables Slots, Children, Derived and Unresolved. Says the same as [`crate::plain`], which derives it from nothing each
 //! time. Must never write a record, and must never remember anything that the records do not say.
 //!
+//! What is one name is decided by the key of a name alone ([`anabranch_model::fold`]): slots lie under keys, and beside the
+//! flags of a slot stands the name itself where that is another. A thing is shown under its own name always.
+//!
 //! Nothing is kept of a thing that is where its record says. What differs has a row in Derived:
 //! - *kept*: deleted by its record, and live because a live thing is in it. Whether a directory has a live child is one look
 //!   into the slots. A directory on a cycle of parents has one always, so there the cycle is walked once around;
@@ -86,7 +89,7 @@ impl Derived {
     }
 }
 
-/// Names in a directory that is shown as another one than before: looked at after `cursor`, in both places.
+/// Keys of names in a directory that is shown as another one than before: looked at after `cursor`, in both places.
 #[derive(Debug)]
 struct Recheck {
     directory: UidKey,
@@ -98,7 +101,7 @@ struct Recheck {
 /// What still has to be looked at. Empty between steps.
 #[derive(Debug, Default)]
 pub(crate) struct View {
-    /// Parent and name of slots.
+    /// Parent and key of the name of slots.
     marks: BTreeSet<Vec<u8>>,
     /// The last one first, so that there are never more of them than directories on one path and their siblings in one slot.
     rechecks: Vec<Recheck>,
@@ -111,6 +114,15 @@ struct Entry {
     uid: Uid,
     key: Vec<u8>,
     flags: u8,
+    /// The name, where it is not its own key.
+    name: Vec<u8>,
+}
+
+impl Entry {
+    /// The slot's value, with other flags.
+    fn value(&self, flags: u8) -> Vec<u8> {
+        [&[flags], &self.name[..]].concat()
+    }
 }
 
 impl<K: Kv> Records<K> {
@@ -200,44 +212,57 @@ impl<K: Kv> Records<K> {
         if derived.cut { (Uid::ROOT, place.name.beside(uid)) } else { (place.parent, place.name.clone()) }
     }
 
-    fn mark(&mut self, parent: Uid, name: &[u8]) -> Result<(), KvError> {
+    fn mark(&mut self, parent: Uid, name: &Name) -> Result<(), KvError> {
+        let name = self.key(name);
         let key = self.numbers.key(&mut self.kv, parent)?;
-        self.view.marks.insert(keys::slot_name(key, name));
+        self.view.marks.insert(keys::slot_name(key, &name));
         // The directory may be shown as itself again before this is looked at: then the one that it leaves has lost a name.
         let shown = self.representative(parent)?;
         if shown != parent {
             let key = self.numbers.key(&mut self.kv, shown)?;
-            self.view.marks.insert(keys::slot_name(key, name));
+            self.view.marks.insert(keys::slot_name(key, &name));
         }
         Ok(())
+    }
+
+    /// Writes a slot: in a directory, under a name.
+    fn put_slot(&mut self, parent: UidKey, name: &Name, uid: UidKey, flags: u8) -> Result<(), KvError> {
+        let key = self.key(name);
+        let own = if *key == *name.bytes() { &[][..] } else { name.bytes() };
+        self.kv.put(Table::Slots, &keys::slot(parent, &key, uid), &[&[flags], own].concat())
+    }
+
+    fn delete_slot(&mut self, parent: UidKey, name: &Name, uid: UidKey) -> Result<(), KvError> {
+        let key = keys::slot(parent, &self.key(name), uid);
+        self.kv.delete(Table::Slots, &key)
     }
 
     fn enter(&mut self, uid: Uid, place: &Place, derived: &Derived) -> Result<(), KvError> {
         let (parent, name) = Self::placed(uid, place, derived);
         let (parent_key, key) = (self.numbers.key(&mut self.kv, parent)?, self.numbers.key(&mut self.kv, uid)?);
         let flags = if place.directory { DIRECTORY } else { 0 };
-        self.kv.put(Table::Slots, &keys::slot(parent_key, name.bytes(), key), &[flags])?;
+        self.put_slot(parent_key, &name, key, flags)?;
         if derived.cut {
             let recorded = self.numbers.key(&mut self.kv, place.parent)?;
             self.kv.put(Table::Children, &keys::pair(&recorded, key), &[])?;
         }
-        self.mark(parent, name.bytes())
+        self.mark(parent, &name)
     }
 
     /// Takes a thing out of its slot, and with it what was derived from being there.
     fn leave(&mut self, uid: Uid, place: &Place, derived: &mut Derived) -> Result<(), KvError> {
         let (parent, name) = Self::placed(uid, place, derived);
         let (parent_key, key) = (self.numbers.key(&mut self.kv, parent)?, self.numbers.key(&mut self.kv, uid)?);
-        self.kv.delete(Table::Slots, &keys::slot(parent_key, name.bytes(), key))?;
+        self.delete_slot(parent_key, &name, key)?;
         if derived.cut {
             let recorded = self.numbers.key(&mut self.kv, place.parent)?;
             self.kv.delete(Table::Children, &keys::pair(&recorded, key))?;
         }
         if derived.loser.take().is_some() && self.settings.policy == Policy::KeepBeside {
             let beside = name.kept_beside(&place.author, uid);
-            self.kv.delete(Table::Slots, &keys::slot(parent_key, beside.bytes(), key))?;
+            self.delete_slot(parent_key, &beside, key)?;
         }
-        self.mark(parent, name.bytes())
+        self.mark(parent, &name)
     }
 
     /// Is there a live thing, besides this directory, whose record has this parent?
@@ -343,7 +368,7 @@ impl<K: Kv> Records<K> {
             self.derive(uid, &before, &after)?;
         } else {
             self.derive(uid, &before, &after)?;
-            self.mark(place.parent, place.name.bytes())?;
+            self.mark(place.parent, &place.name)?;
         }
         let mut born = self.support(place.parent)?;
         if let Some(old) = old.filter(|old| old.parent != place.parent) {
@@ -361,12 +386,12 @@ impl<K: Kv> Records<K> {
         if self.view.marks.len() >= MARKS_MAX { self.settle() } else { Ok(()) }
     }
 
-    /// [`Self::leave`] for a thing that has entered its new slot: which may be the same one, if only its author differs, or
-    /// the further one that it had under its derived name.
+    /// [`Self::leave`] for a thing that has entered its new slot: which may be the same one, if only its author or the case
+    /// of its name differs, or the further one that it had under its derived name.
     fn leave_for(&mut self, uid: Uid, old: &Place, new: &Place, derived: &mut Derived) -> Result<(), KvError> {
         let lost = derived.loser.is_some();
         self.leave(uid, old, derived)?;
-        if lost || (old.parent, &old.name) == (new.parent, &new.name) {
+        if lost || old.parent == new.parent && self.key(&old.name) == self.key(&new.name) {
             self.enter(uid, new, derived)?;
         }
         Ok(())
@@ -508,7 +533,7 @@ impl<K: Kv> Records<K> {
         Ok(())
     }
 
-    /// The live things of one name in one shown directory.
+    /// The live things of one name, given by its key, in one shown directory.
     fn entries(&self, parent: Uid, name: &[u8]) -> Result<Vec<Entry>, KvError> {
         let shown = self.derived(parent)?;
         let mut out = Vec::new();
@@ -520,12 +545,12 @@ impl<K: Kv> Records<K> {
             loop {
                 let rows = self.kv.range(Table::Slots, &from, to.as_deref(), CHUNK)?;
                 let more = rows.len() == CHUNK;
-                for (key, flags) in rows {
-                    let flags = flags.first().copied().unwrap_or(0);
+                for (key, mut name) in rows {
+                    let flags = if name.is_empty() { 0 } else { name.remove(0) };
                     let Some((_, _, uid)) = keys::split_slot(&key) else { continue };
                     from.clone_from(&key);
                     if flags & DERIVED_NAME == 0 {
-                        out.push(Entry { uid: self.numbers.uid(&uid)?, key, flags });
+                        out.push(Entry { uid: self.numbers.uid(&uid)?, key, flags, name });
                     }
                 }
                 if !more {
@@ -537,7 +562,7 @@ impl<K: Kv> Records<K> {
         Ok(out)
     }
 
-    /// Derives who has a name, and what is shown as what.
+    /// Derives who has a name, given by its key, and what is shown as what.
     fn look_at(&mut self, parent: Uid, name: &[u8]) -> Result<(), KvError> {
         let parent = self.representative(parent)?;
         let entries = self.entries(parent, name)?;
@@ -557,7 +582,7 @@ impl<K: Kv> Records<K> {
             (None, files) => self.latest(files)?,
         };
         for file in &files {
-            self.set_loser(file, name, Some(winner).filter(|&winner| winner != file.uid))?;
+            self.set_loser(file, Some(winner).filter(|&winner| winner != file.uid))?;
         }
         Ok(())
     }
@@ -587,7 +612,7 @@ impl<K: Kv> Records<K> {
             }
             let hidden = entry.uid != shown;
             if (entry.flags & HIDDEN != 0) != hidden {
-                self.kv.put(Table::Slots, &entry.key, &[DIRECTORY | if hidden { HIDDEN } else { 0 }])?;
+                self.kv.put(Table::Slots, &entry.key, &entry.value(DIRECTORY | if hidden { HIDDEN } else { 0 }))?;
             }
         }
         for &(uid, before) in &changed {
@@ -613,7 +638,7 @@ impl<K: Kv> Records<K> {
     }
 
     /// A file has its name, or something else has it.
-    fn set_loser(&mut self, file: &Entry, name: &[u8], winner: Option<Uid>) -> Result<(), KvError> {
+    fn set_loser(&mut self, file: &Entry, winner: Option<Uid>) -> Result<(), KvError> {
         if winner.is_none() && file.flags & HIDDEN == 0 {
             return Ok(());
         }
@@ -624,17 +649,16 @@ impl<K: Kv> Records<K> {
             return Ok(());
         }
         self.touch_uid(file.uid)?;
-        self.kv.put(Table::Slots, &file.key, &[if hidden { HIDDEN } else { 0 }])?;
+        self.kv.put(Table::Slots, &file.key, &file.value(if hidden { HIDDEN } else { 0 }))?;
         if self.settings.policy == Policy::KeepBeside {
             let (Some((parent, _, uid)), Some(place)) = (keys::split_slot(&file.key), self.place_of(file.uid)?) else {
                 return Err(KvError::damaged("look at a slot", "a slot has no record"));
             };
-            let name = Name::new(name).map_err(|e| KvError::damaged("look at a slot", e))?;
-            let beside = keys::slot(parent, name.kept_beside(&place.author, file.uid).bytes(), uid);
+            let beside = place.name.kept_beside(&place.author, file.uid);
             if hidden {
-                self.kv.put(Table::Slots, &beside, &[DERIVED_NAME])?;
+                self.put_slot(parent, &beside, uid, DERIVED_NAME)?;
             } else {
-                self.kv.delete(Table::Slots, &beside)?;
+                self.delete_slot(parent, &beside, uid)?;
             }
         }
         Ok(())
@@ -675,6 +699,14 @@ impl<K: Kv> Records<K> {
 pub(crate) fn shown_slot(flags: &[u8]) -> Option<bool> {
     let flags = flags.first().copied().unwrap_or(0);
     (flags & HIDDEN == 0).then_some(flags & DIRECTORY != 0)
+}
+
+/// The name of a slot's thing, given the key under which it lies.
+pub(crate) fn slot_name_of<'a>(key: &'a [u8], value: &'a [u8]) -> &'a [u8] {
+    match value {
+        [_, name @ ..] if !name.is_empty() => name,
+        _ => key,
+    }
 }
 
 /// Is this slot a further one, under a derived name?

@@ -6,12 +6,15 @@ mod scenarios;
 mod world;
 
 use anabranch_engine::Policy;
+use anabranch_model::Names;
 use world::count;
 
-fn run(check: fn(u64, Policy, bool) -> Option<String>, policy: Policy, count: u64) {
+fn run(check: fn(u64, Policy, Names, bool) -> Option<String>, policy: Policy, count: u64) {
     for seed in 0..count {
-        if let Some(wrong) = check(seed, policy, true) {
-            panic!("seed {seed}, {policy:?}: {wrong}");
+        for rule in [Names::Bytes, Names::Windows] {
+            if let Some(wrong) = check(seed, policy, rule, true) {
+                panic!("seed {seed}, {policy:?}, names {rule:?}: {wrong}");
+            }
         }
     }
 }

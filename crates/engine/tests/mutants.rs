@@ -6,6 +6,7 @@ mod scenarios;
 mod world;
 
 use anabranch_engine::{Policy, Rule, rules::break_rule};
+use anabranch_model::Names;
 
 /// The most histories of each check and policy that a mutant may live through.
 const SEEDS_MAX: u64 = 3000;
@@ -17,8 +18,8 @@ fn caught(rule: Option<Rule>, seeds: u64) -> Option<(u64, String)> {
     let found = (0..seeds).find_map(|seed| {
         [Policy::Preserve, Policy::KeepBeside].into_iter().find_map(|policy| {
             tried += 1;
-            let merging = || if seed % 4 == 0 { scenarios::merging(seed, policy, false) } else { None };
-            scenarios::history(seed, policy, false).or_else(merging)
+            let merging = || if seed % 4 == 0 { scenarios::merging(seed, policy, Names::Bytes, false) } else { None };
+            scenarios::history(seed, policy, Names::Bytes, false).or_else(merging)
         })
     });
     break_rule(None);

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use anabranch_engine::kv::{Kv, KvError, Pair, Table};
 use anabranch_engine::{Case, ChangeError, MemoryKv, NewThing, PassEnd, Policy, Records, ResolveScope, Settings};
 use anabranch_model::codec::decode_record;
-use anabranch_model::{Attributes, ChangeNumber, Hlc, Knowledge, ReplicaId, Sequence, Timestamp, Uid, Version};
+use anabranch_model::{Attributes, ChangeNumber, Hlc, Knowledge, Names, ReplicaId, Sequence, Timestamp, Uid, Version};
 use world::{content, users::name};
 
 const A: ReplicaId = ReplicaId([1; 16]);
@@ -489,5 +489,45 @@ fn a_change_costs_the_same_however_much_is_in_the_directory() {
         let deleted = cost(&mut a, |a| a.remove(now, last).unwrap());
         assert!(moved <= 16 && edited <= 4 && deleted <= 12, "{moved} {edited} {deleted}");
         assert_eq!(a.shown(last).unwrap(), None);
+    }
+}
+
+fn under(policy: Policy) -> Records<MemoryKv> {
+    let settings = Settings { policy, author: "hq1".into(), names: Names::Windows, ..Settings::default() };
+    Records::create(MemoryKv::default(), A, settings).unwrap()
+}
+
+#[test]
+fn where_case_does_not_count_a_change_of_case_is_a_rename() {
+    let mut a = under(Policy::Preserve);
+    let report = step(&mut a, |a| a.add(Hlc(1), file(Uid::ROOT, "report.txt", 1)).unwrap());
+    step(&mut a, |a| a.place(Hlc(2), report, Uid::ROOT, name("Report.TXT")).unwrap());
+    let shown = a.shown(report).unwrap().unwrap();
+    assert_eq!((shown.name, a.unresolved()), (name("Report.TXT"), 0));
+    for other in [&b"report.txt"[..], b"REPORT.txt", b"Report.TXT"] {
+        assert_eq!(a.shown_at(Uid::ROOT, other).unwrap(), Some(report));
+    }
+    let listed = a.shown_children(Uid::ROOT, None, 10).unwrap();
+    assert_eq!(listed, [(name("Report.TXT"), report, false)]);
+    assert_eq!(a.shown_children(Uid::ROOT, Some(b"rEPORT.txt"), 10).unwrap(), []);
+}
+
+#[test]
+fn where_case_does_not_count_two_files_of_one_name_are_a_conflict() {
+    for policy in [Policy::Preserve, Policy::KeepBeside] {
+        let mut a = under(policy);
+        let first = step(&mut a, |a| a.add(Hlc(1), file(Uid::ROOT, "caf\u{e9}", 1)).unwrap());
+        let second = step(&mut a, |a| a.add(Hlc(2), file(Uid::ROOT, "CAFE\u{301}", 2)).unwrap());
+        // The later placement has the name; each keeps its own spelling.
+        assert_eq!(a.loser(first).unwrap(), Some(second));
+        assert_eq!(a.shown(second).unwrap().unwrap().name, name("CAFE\u{301}"));
+        let beside = name("caf\u{e9}").kept_beside("hq1", first);
+        let shown = a.shown(first).unwrap().map(|shown| shown.name);
+        assert_eq!(shown, (policy == Policy::KeepBeside).then(|| beside.clone()));
+        step(&mut a, |a| a.resolve(Hlc(3), ResolveScope::All).unwrap());
+        assert_eq!((a.unresolved(), a.shown_at(Uid::ROOT, "caf\u{e9}".as_bytes()).unwrap()), (0, Some(second)));
+        if policy == Policy::KeepBeside {
+            assert_eq!(a.shown_at(Uid::ROOT, beside.bytes()).unwrap(), Some(first));
+        }
     }
 }

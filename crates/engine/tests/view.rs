@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use anabranch_engine::{MemoryKv, PassEnd, Policy, Records, Settings, Shown, plain, rules::live_by_record};
 use anabranch_model::{
-    ChangeNumber, ContentFacet, Hlc, Knowledge, Placement, PlacementFacet, Record, ReplicaId, Sequence, Time,
+    ChangeNumber, ContentFacet, Hlc, Knowledge, Names, Placement, PlacementFacet, Record, ReplicaId, Sequence, Time,
     Timestamp, Uid, Version, Written,
 };
 use world::{Random, check, content, users::name};
@@ -30,7 +30,7 @@ fn written(random: &mut Random, sequence: u64) -> Written {
     Written { version, time, history, merged: false }
 }
 
-fn record(random: &mut Random, sequence: u64, things: usize) -> Record {
+fn record(random: &mut Random, sequence: u64, things: usize, rule: Names) -> Record {
     let number = random.below(things);
     // One in two is a directory; some are now this, now that.
     let directory = if number == 0 { random.chance(50) } else { number % 4 < 2 };
@@ -43,7 +43,11 @@ fn record(random: &mut Random, sequence: u64, things: usize) -> Record {
     let author = if random.chance(50) { "a" } else { "b" };
     let value = Placement {
         parent,
-        name: name(["x", "y", "z"][random.below(3)]),
+        name: name(match rule {
+            Names::Bytes => ["x", "y", "z"][random.below(3)],
+            // Three names again, of which two come in several forms.
+            Names::Windows => ["x", "X", "y\u{e9}", "Ye\u{301}", "Y\u{c9}", "z"][random.below(6)],
+        }),
         directory,
         deleted: random.chance(40),
         author: author.into(),
@@ -86,10 +90,10 @@ fn listing(all: &BTreeMap<Uid, Record>) -> String {
     all.values().map(line).collect()
 }
 
-fn run(seed: u64, policy: Policy, seen: &mut BTreeMap<&'static str, u64>) -> Result<(), String> {
+fn run(seed: u64, policy: Policy, rule: Names, seen: &mut BTreeMap<&'static str, u64>) -> Result<(), String> {
     let mut random = Random::new(seed);
     let things = 4 + random.below(14);
-    let settings = Settings { policy, ..Settings::default() };
+    let settings = Settings { policy, names: rule, ..Settings::default() };
     let mut records = Records::create(MemoryKv::default(), ReplicaId([5; 16]), settings.clone()).unwrap();
     let mut mirror: BTreeMap<Uid, (Option<Record>, Option<Shown>)> = BTreeMap::new();
     for sequence in 1..60 {
@@ -99,7 +103,7 @@ fn run(seed: u64, policy: Policy, seen: &mut BTreeMap<&'static str, u64>) -> Res
             1..4 => {
                 // A pass, of which only the end counts.
                 for part in 0..random.below(6) as u64 {
-                    let record = record(&mut random, 100 * sequence + part, things);
+                    let record = record(&mut random, 100 * sequence + part, things, rule);
                     records.lay_aside(OTHER, &aged(&mut random, record)).unwrap();
                 }
                 let known = Knowledge::default();
@@ -111,7 +115,7 @@ fn run(seed: u64, policy: Policy, seen: &mut BTreeMap<&'static str, u64>) -> Res
                 records.resolve(now, anabranch_engine::ResolveScope::All).unwrap();
             }
             _ => {
-                let record = record(&mut random, 100 * sequence, things);
+                let record = record(&mut random, 100 * sequence, things, rule);
                 records.take_in(aged(&mut random, record)).unwrap();
             }
         }
@@ -125,9 +129,9 @@ fn run(seed: u64, policy: Policy, seen: &mut BTreeMap<&'static str, u64>) -> Res
         for uid in records.drain_touched() {
             mirror.insert(uid, (all.get(&uid).cloned(), records.shown(uid).unwrap()));
         }
-        check::view(&records, &all, policy, &mirror)
+        check::view(&records, &all, policy, rule, &mirror)
             .map_err(|wrong| format!("step {sequence}: {wrong}\n{}", listing(&all)))?;
-        let tree = plain::view(&all, policy);
+        let tree = plain::view(&all, policy, rule);
         let cuts = tree.moved.keys().filter(|uid| all[uid].placement.value.directory).count();
         let merged = tree.merged.values().filter(|group| group.len() > 1).count();
         let nested = tree.merged.values().filter(|g| g.len() > 1).any(|g| {
@@ -141,16 +145,17 @@ fn run(seed: u64, policy: Policy, seen: &mut BTreeMap<&'static str, u64>) -> Res
             *seen.entry(what).or_default() += u64::from(count > 0);
         }
     }
-    // Another policy: the view is made anew.
+    // Another policy, another rule for names: the view is made anew.
     let policy = if policy == Policy::Preserve { Policy::KeepBeside } else { Policy::Preserve };
+    let rule = if random.chance(50) { Names::Bytes } else { Names::Windows };
     let kv = records.kv().committed();
-    let mut records = Records::open(kv, Settings { policy, ..settings }).unwrap().unwrap();
+    let mut records = Records::open(kv, Settings { policy, names: rule, ..settings }).unwrap().unwrap();
     let all: BTreeMap<Uid, Record> =
         records.records(None, usize::MAX).unwrap().into_iter().map(|r| (r.uid, r)).collect();
     for uid in records.drain_touched() {
         mirror.insert(uid, (all.get(&uid).cloned(), records.shown(uid).unwrap()));
     }
-    check::view(&records, &all, policy, &mirror).map_err(|wrong| format!("made anew: {wrong}"))
+    check::view(&records, &all, policy, rule, &mirror).map_err(|wrong| format!("made anew: {wrong}"))
 }
 
 #[test]
@@ -159,8 +164,10 @@ fn the_incremental_view_is_the_plain_one() {
     let mut seen = BTreeMap::new();
     for seed in 0..count {
         for policy in [Policy::Preserve, Policy::KeepBeside] {
-            if let Err(wrong) = run(seed, policy, &mut seen) {
-                panic!("seed {seed}, {policy:?}: {wrong}");
+            for rule in [Names::Bytes, Names::Windows] {
+                if let Err(wrong) = run(seed, policy, rule, &mut seen) {
+                    panic!("seed {seed}, {policy:?}, names {rule:?}: {wrong}");
+                }
             }
         }
     }

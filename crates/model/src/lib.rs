@@ -12,11 +12,13 @@
 //! ```
 
 pub mod codec;
+mod fold;
 mod ids;
 mod knowledge;
 mod name;
 mod record;
 
+pub use fold::{FOLD_TABLE, FOLDED_BYTES_MAX, Names, fold, same_name};
 pub use ids::{ChangeNumber, FolderId, Hlc, ReplicaId, Sequence, Uid, Version};
 pub use knowledge::Knowledge;
 pub use name::{NAME_BYTES_MAX, Name, NameError, RESERVED_PREFIX, is_reserved};

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_engine::{Policy, Shown, plain};
-use anabranch_model::{Content, Knowledge, Name, ReplicaId, Uid};
+use anabranch_model::{Content, Knowledge, Names, ReplicaId, Uid, fold};
 
 use crate::world::users::Users;
 use crate::world::{Random, Replica, connect, exchange, settle, value};
@@ -27,13 +27,13 @@ fn wrong_view(replicas: &[Replica]) -> Option<String> {
 
 /// One random history; what is wrong at its end, or nothing. One in four has a single writer, one in four has writers
 /// that keep to things of their own. `watch`: compare the incremental view with the plain one after each step.
-pub(crate) fn history(seed: u64, policy: Policy, watch: bool) -> Option<String> {
+pub(crate) fn history(seed: u64, policy: Policy, rule: Names, watch: bool) -> Option<String> {
     let mut random = Random::new(2 * seed + u64::from(policy == Policy::KeepBeside));
     let kind = [Kind::Together, Kind::Single, Kind::Together, Kind::Apart][(seed % 4) as usize];
     let mut replicas = start(
         &mut random,
         3 + usize::from(!seed.is_multiple_of(3)) + usize::from(seed.is_multiple_of(5)),
-        policy,
+        (policy, rule),
         watch,
     );
     for replica in &mut replicas {
@@ -98,11 +98,11 @@ fn acknowledged_by_all(replicas: &[Replica]) -> Knowledge {
     replicas[0].records.known().iter().map(|(id, _)| (id, all(id))).collect()
 }
 
-fn start(random: &mut Random, count: usize, policy: Policy, watch: bool) -> Vec<Replica> {
+fn start(random: &mut Random, count: usize, (policy, rule): (Policy, Names), watch: bool) -> Vec<Replica> {
     let mut replicas: Vec<Replica> = (0..count)
         .map(|at| {
             let skew = *random.choice(&[0, 0, -20, 30]);
-            let mut replica = Replica::new(b'A' + u8::try_from(at).unwrap(), skew, policy);
+            let mut replica = Replica::new(b'A' + u8::try_from(at).unwrap(), skew, policy, rule);
             replica.watch = watch;
             replica
         })
@@ -127,7 +127,8 @@ fn wrong_end(
     if replicas.iter().any(|replica| replica.view() != tree) {
         return Some("equal records, different trees".into());
     }
-    let names: BTreeSet<(Uid, &Name)> = tree.shown.values().map(|at| (at.parent, &at.name)).collect();
+    let key = |at: &Shown| fold(at.name.bytes(), replicas[0].names).into_owned();
+    let names: BTreeSet<(Uid, Vec<u8>)> = tree.shown.values().map(|at| (at.parent, key(at))).collect();
     if names.len() < tree.shown.len() || !tree.moved.is_empty() || !tree.losers.is_empty() {
         return Some("one name, two things".into());
     }
@@ -167,9 +168,9 @@ fn wrong_end(
 /// Two users make a directory of one name, each with children. A third, who may have seen one of them or both, renames,
 /// moves or deletes that name: this happens to the directories that they saw and to the children created in them, and to
 /// nothing else.
-pub(crate) fn merging(seed: u64, policy: Policy, watch: bool) -> Option<String> {
+pub(crate) fn merging(seed: u64, policy: Policy, rule: Names, watch: bool) -> Option<String> {
     let mut random = Random::new(2 * seed + u64::from(policy == Policy::KeepBeside) + 1_000_000);
-    let mut replicas = start(&mut random, 4, policy, watch);
+    let mut replicas = start(&mut random, 4, (policy, rule), watch);
     let (mut users, links, mut now) = (Users::default(), links(&mut random, 4), 1);
     let mut above = Uid::ROOT;
     if random.chance(50) {
@@ -182,9 +183,11 @@ pub(crate) fn merging(seed: u64, policy: Policy, watch: bool) -> Option<String> 
     }
     let (mut tops, mut files) = (Vec::new(), BTreeMap::new());
     let acting = random.between(0, 25);
-    for here in &mut replicas[..2] {
-        let top = users.create(&mut random, here, above, "docs", true, now);
-        let sub = users.create(&mut random, here, top, "sub", true, now);
+    for (at, here) in replicas[..2].iter_mut().enumerate() {
+        // One name, by the rule.
+        let [docs, sub] = if rule == Names::Windows && at == 1 { ["DOCS", "Sub"] } else { ["docs", "sub"] };
+        let top = users.create(&mut random, here, above, docs, true, now);
+        let sub = users.create(&mut random, here, top, sub, true, now);
         tops.push(top);
         for _ in 0..random.between(1, 3) {
             now += 1;
@@ -198,8 +201,8 @@ pub(crate) fn merging(seed: u64, policy: Policy, watch: bool) -> Option<String> 
         now += random.between(0, 3);
         let tree = replicas[2].view();
         let here = random.below(4);
-        let docs = tree.shown.iter().find(|(_, at)| at.parent == above && at.name.bytes() == b"docs");
-        let within = |at: &Shown| [&b"docs"[..], b"sub", b"papers"].contains(&at.name.bytes());
+        let docs = tree.shown.iter().find(|(_, at)| at.parent == above && *fold(at.name.bytes(), rule) == *b"docs");
+        let within = |at: &Shown| [&b"docs"[..], b"sub", b"papers"].contains(&&*fold(at.name.bytes(), rule));
         let inside: Vec<Uid> =
             replicas[here].view().shown.iter().filter(|(_, at)| within(at)).map(|(&uid, _)| uid).collect();
         if let (true, Some((&docs, _)), None) = (step >= acting, docs, &did) {
@@ -240,14 +243,19 @@ pub(crate) fn merging(seed: u64, policy: Policy, watch: bool) -> Option<String> 
         let mut at = path(&tree, directory);
         at.push(last.into());
         at.append(&mut inside);
-        want.insert(at);
+        want.insert(keys(at, rule));
     }
-    let shown = tree.shown.iter().filter(|(_, at)| !at.directory).map(|(&uid, _)| path(&tree, uid));
+    let shown = tree.shown.iter().filter(|(_, at)| !at.directory).map(|(&uid, _)| keys(path(&tree, uid), rule));
     if shown.collect::<BTreeSet<_>>() != want {
         return Some("merged directories: children go astray".into());
     }
     let preserved = replicas.iter().any(|replica| !replica.preserved.is_empty());
     wrong_view(&replicas).or_else(|| preserved.then(|| "merged directories: preserved".into()))
+}
+
+/// The keys of a path's names: a merged directory has one of the names that it was given.
+fn keys(path: Vec<String>, rule: Names) -> Vec<Vec<u8>> {
+    path.iter().map(|name| fold(name.as_bytes(), rule).into_owned()).collect()
 }
 
 fn path(tree: &plain::Tree, uid: Uid) -> Vec<String> {

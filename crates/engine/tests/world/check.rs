@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_engine::{MemoryKv, Policy, Records, Shown, plain};
-use anabranch_model::{Name, Record, Uid};
+use anabranch_model::{Name, Names, Record, Uid, fold, same_name};
 
 macro_rules! same {
     ($what:expr, $found:expr, $want:expr) => {
@@ -17,9 +17,10 @@ pub(crate) fn view(
     records: &Records<MemoryKv>,
     all: &BTreeMap<Uid, Record>,
     policy: Policy,
+    rule: Names,
     mirror: &BTreeMap<Uid, (Option<Record>, Option<Shown>)>,
 ) -> Result<(), String> {
-    let tree = plain::view(all, policy);
+    let tree = plain::view(all, policy, rule);
     let live: BTreeSet<Uid> =
         tree.merged.values().flatten().chain(tree.shown.keys()).chain(tree.losers.keys()).copied().collect();
     for &uid in all.keys() {
@@ -50,18 +51,23 @@ pub(crate) fn view(
         children.entry(place.parent).or_default().push((place.name.clone(), uid, place.directory));
     }
     for (&parent, want) in &mut children {
-        want.sort();
+        let key = |name: &Name| fold(name.bytes(), rule).into_owned();
+        want.sort_by_cached_key(|thing| (key(&thing.0), thing.clone()));
         let found = records.shown_children(parent, None, usize::MAX >> 1).unwrap();
         same!(format!("children of {parent:?}"), &found, want);
         let Some((name, _, _)) = want.first() else { continue };
         // Somebody may have given a thing the name that was derived for another; until that is resolved two have it.
         let rest = records.shown_children(parent, Some(name.bytes()), 2).unwrap();
-        let later: Vec<_> = want.iter().map(|(other, _, _)| other).filter(|other| *other > name).take(2).collect();
+        let later: Vec<_> =
+            want.iter().map(|(other, _, _)| other).filter(|other| key(other) > key(name)).take(2).collect();
         same!(format!("later children of {parent:?}"), rest.iter().map(|(name, _, _)| name).collect::<Vec<_>>(), later);
         for (name, uid, _) in want.iter() {
-            let unique = want.iter().filter(|(other, _, _)| other == name).count() == 1;
+            let same = |other: &Name| same_name(other.bytes(), name.bytes(), rule);
+            let unique = want.iter().filter(|(other, _, _)| same(other)).count() == 1;
             if unique {
                 same!(format!("shown at {name}"), records.shown_at(parent, name.bytes()).unwrap(), Some(*uid));
+                let folded = key(name);
+                same!(format!("shown at the key of {name}"), records.shown_at(parent, &folded).unwrap(), Some(*uid));
             }
         }
     }

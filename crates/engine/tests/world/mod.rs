@@ -17,7 +17,7 @@ use anabranch_engine::{
     must_preserve_deleted, plain,
 };
 use anabranch_model::codec::decode_record;
-use anabranch_model::{Content, ContentFacet, Hlc, Knowledge, Record, ReplicaId, Uid};
+use anabranch_model::{Content, ContentFacet, Hlc, Knowledge, Names, Record, ReplicaId, Uid};
 
 pub(crate) use random::Random;
 
@@ -48,6 +48,7 @@ pub(crate) struct Replica {
     pub(crate) letter: u8,
     skew: i64,
     policy: Policy,
+    pub(crate) names: Names,
     /// Values that were preserved as unseen.
     pub(crate) preserved: BTreeSet<u64>,
     mirror: BTreeMap<Uid, (Option<Record>, Option<Shown>)>,
@@ -66,13 +67,15 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) fn new(letter: u8, skew: i64, policy: Policy) -> Self {
-        let records = Records::create(MemoryKv::default(), ReplicaId([letter; 16]), settings(letter, policy)).unwrap();
+    pub(crate) fn new(letter: u8, skew: i64, policy: Policy, names: Names) -> Self {
+        let settings = settings(letter, policy, names);
+        let records = Records::create(MemoryKv::default(), ReplicaId([letter; 16]), settings).unwrap();
         Self {
             records,
             letter,
             skew,
             policy,
+            names,
             preserved: BTreeSet::new(),
             mirror: BTreeMap::new(),
             wrong: None,
@@ -119,7 +122,7 @@ impl Replica {
     }
 
     pub(crate) fn view(&self) -> plain::Tree {
-        plain::view(&self.all(), self.policy)
+        plain::view(&self.all(), self.policy, self.names)
     }
 
     /// Runs one transaction, and looks at the view afterwards.
@@ -139,7 +142,7 @@ impl Replica {
             let now = (all.get(&uid).cloned(), self.records.shown(uid).unwrap());
             self.mirror.insert(uid, now);
         }
-        if let Err(wrong) = check::view(&self.records, &all, self.policy, &self.mirror) {
+        if let Err(wrong) = check::view(&self.records, &all, self.policy, self.names, &self.mirror) {
             self.wrong.get_or_insert(wrong);
         }
     }
@@ -147,7 +150,7 @@ impl Replica {
     /// A crash, and what the database says after it.
     pub(crate) fn restart(&mut self) {
         let kv = self.records.kv().committed();
-        self.records = Records::open(kv, settings(self.letter, self.policy)).unwrap().unwrap();
+        self.records = Records::open(kv, settings(self.letter, self.policy, self.names)).unwrap().unwrap();
         if self.watch {
             self.look();
         }
@@ -260,8 +263,8 @@ impl Replica {
     }
 }
 
-fn settings(letter: u8, policy: Policy) -> Settings {
-    Settings { policy, author: char::from(letter).to_string().into(), ..Settings::default() }
+fn settings(letter: u8, policy: Policy, names: Names) -> Settings {
+    Settings { policy, names, author: char::from(letter).to_string().into(), ..Settings::default() }
 }
 
 /// Two different replicas.

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_engine::{NewThing, ResolveScope, Rule, broken};
-use anabranch_model::{Attributes, Name, PlacementFacet, Timestamp, Uid, Version};
+use anabranch_model::{Attributes, Name, Names, PlacementFacet, Timestamp, Uid, Version, same_name};
 
 use super::{Random, Replica, content, value};
 
@@ -114,15 +114,17 @@ impl Users {
         let target: Vec<Uid> = tree
             .shown
             .iter()
-            .filter(|(one, at)| at.parent == parent && at.name == name(&to) && here.in_tree(**one, at))
+            .filter(|(one, at)| **one != uid && at.parent == parent && here.in_tree(**one, at))
+            .filter(|(_, at)| same_name(at.name.bytes(), to.as_bytes(), here.names))
             .map(|(&uid, _)| uid)
             .collect();
+        let there = tree.shown.get(&uid).is_none_or(|at| (at.parent, &at.name) == (parent, &name(&to)));
         let mut above = parent;
         while above != Uid::ROOT && above != uid {
             let Some(place) = tree.shown.get(&above) else { break };
             above = place.parent;
         }
-        if !tree.shown.contains_key(&uid) || above != Uid::ROOT || !target.is_empty() && !over || target == [uid] {
+        if there || above != Uid::ROOT || !target.is_empty() && !over {
             return;
         }
         for one in target {
@@ -174,8 +176,13 @@ impl Users {
         let (directories, files): (Vec<Uid>, Vec<Uid>) = mine.iter().partition(|uid| shown[uid].directory);
         let parent = *random.choice(&[vec![Uid::ROOT], directories].concat());
         let own = if self.apart { char::from(here.letter).to_string() } else { String::new() };
-        let to = format!("{own}n{}", random.below(4));
-        let free = !shown.values().any(|place| place.parent == parent && place.name == name(&to));
+        let mut to = format!("{own}n{}", random.below(4));
+        if here.names == Names::Windows {
+            // In another case, or in another normalisation form.
+            to = ["n\u{e9}", "ne\u{301}", "N\u{c9}", "Ne\u{301}"][random.below(4)].to_owned() + &to;
+        }
+        let taken = |at: &Name| same_name(at.bytes(), to.as_bytes(), here.names);
+        let free = !shown.values().any(|place| place.parent == parent && taken(&place.name));
         // Some are in demand.
         let pick = |random: &mut Random, things: &[Uid]| {
             let some = if random.chance(60) { things.len().min(2) } else { things.len() };
