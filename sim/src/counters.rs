@@ -8,7 +8,7 @@ use crate::trouble;
 use crate::users;
 
 /// What a long run must have seen besides troubles, faults and the habits of users.
-const REQUIRED: [&str; 60] = [
+const REQUIRED: [&str; 61] = [
     // The four cases (design, section 4), and what comes of them.
     "replica: case 1: old",
     "replica: case 2: descendant",
@@ -22,6 +22,7 @@ const REQUIRED: [&str; 60] = [
     "replica: passes",
     "histories that keep losers of a name beside",
     "histories that preserve losers of a name",
+    "histories where case does not count",
     // Power cuts, and what they leave of what was not synced.
     "power cuts",
     "processes killed",

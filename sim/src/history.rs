@@ -1,5 +1,6 @@
 //! One history from its seed: people and troubles, then mending, then rest, then the questions.
 
+use anabranch_model::Names;
 use anabranch_volume::simulated::Tree;
 
 use crate::counters::Counters;
@@ -150,6 +151,7 @@ fn figures(world: &mut World<'_>) {
     if matches!(world.plan.habits, Habits::Orderly { .. }) {
         world.counters.count("histories of people who keep to their own");
     }
+    world.counters.add("histories where case does not count", u64::from(world.plan.rule == Names::Windows));
     world.counters.add("histories of islands", u64::from(world.plan.islands));
     let (least, most) = (world.plan.skews.iter().min(), world.plan.skews.iter().max());
     world.counters.add("histories with clocks that differ", u64::from(least != most));
@@ -183,7 +185,7 @@ impl World<'_> {
         let plan = self.plan.clone();
         self.say(|| {
             format!(
-                "seed {}: {} members in a {:?}, writer {:?}, {} operations in {} s, keep beside: {}, worst moment {}/1000, {:?}, islands: {}",
+                "seed {}: {} members in a {:?}, writer {:?}, {} operations in {} s, keep beside: {}, names: {}, worst moment {}/1000, {:?}, islands: {}",
                 plan.seed,
                 plan.members,
                 plan.topology,
@@ -191,6 +193,7 @@ impl World<'_> {
                 plan.operations,
                 plan.ends / 1_000_000,
                 plan.keep_beside,
+                plan.rule,
                 plan.worst_moment,
                 plan.habits,
                 plan.islands

@@ -3,7 +3,7 @@
 //! The one behind it is the replica of the `member` crate; the trait lets the world and its oracle be tried with others
 //! that do less or do it wrong.
 
-use anabranch_model::{Hlc, ReplicaId};
+use anabranch_model::{Hlc, Names, ReplicaId};
 use anabranch_net::message::{Envelope, Message};
 use anabranch_volume::simulated::SimFs;
 use anabranch_volume::watch::Hint;
@@ -74,6 +74,8 @@ pub(crate) struct Start {
     pub(crate) primary: bool,
     /// A file that loses its name is kept beside the winner, not preserved.
     pub(crate) keep_beside: bool,
+    /// What counts as one name.
+    pub(crate) names: Names,
     /// This start of the machine.
     pub(crate) boot: Vec<u8>,
     /// This machine and file system.

@@ -27,6 +27,7 @@ use anabranch_volume::simulated::{Deed, SimFs, Thing, Tree, Wreck};
 
 use crate::machine::{Kept, Machine};
 use crate::plan::{Habits, Plan};
+use crate::users::fold_path;
 
 /// One thing that must not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -242,7 +243,7 @@ impl Oracle {
         converged(members, &mut out);
         agreed(members, &mut out);
         if let (Habits::Orderly { steward }, true, None) = (plan.habits, out.is_empty(), self.disturbed) {
-            self.reversed(members, steward, plan.keep_beside, &mut out);
+            self.reversed(members, steward, plan, &mut out);
         }
         self.lost(members, &mut out);
         self.resurrected(members, &mut out);
@@ -322,7 +323,7 @@ impl Oracle {
     }
 
     /// What must stand where people keep to their own.
-    fn reversed(&self, members: &[AtRest], steward: usize, keep_beside: bool, out: &mut Vec<Violation>) {
+    fn reversed(&self, members: &[AtRest], steward: usize, plan: &Plan, out: &mut Vec<Violation>) {
         let Some(member) = members.first() else { return };
         let mut places: BTreeMap<&Thing, &[u8]> = BTreeMap::new();
         for (path, entry) in &member.tree {
@@ -333,7 +334,7 @@ impl Oracle {
         for member in members {
             for (path, entry) in &member.private {
                 let excuse = |k: &Kept| {
-                    let right = k.unseen && k.reason != "lost-edit" && !(keep_beside && k.reason == "lost-name");
+                    let right = k.unseen && k.reason != "lost-edit" && !(plan.keep_beside && k.reason == "lost-name");
                     right && below(path, &k.place)
                 };
                 excused.extend(entry.content.as_ref().filter(|_| member.kept.iter().any(excuse)));
@@ -363,7 +364,9 @@ impl Oracle {
             if !name.starts_with(stem) {
                 let called = fate.name.escape_ascii();
                 push(format!("{} is at /{now}, and its writer called it {called}", show(content)));
-            } else if directory != wanted && fate.movers.iter().eq([&steward]) {
+            } else if fold_path(directory, plan.rule) != fold_path(wanted, plan.rule)
+                && fate.movers.iter().eq([&steward])
+            {
                 push(format!("{} is at /{now}, and the steward moved it to /{before}", show(content)));
             }
         }

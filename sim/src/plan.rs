@@ -1,5 +1,6 @@
 //! What a history will be: drawn from its seed before it begins.
 
+use anabranch_model::Names;
 use anabranch_volume::simulated::Rng;
 
 /// How members are joined.
@@ -106,6 +107,8 @@ pub(crate) struct Plan {
     /// The only member whose users write.
     pub(crate) writer: Option<usize>,
     pub(crate) keep_beside: bool,
+    /// What counts as one name.
+    pub(crate) rule: Names,
     /// Files before replication begins, by member.
     pub(crate) populate: Vec<u64>,
     /// Users' operations.
@@ -142,6 +145,7 @@ impl Plan {
             plan.make_orderly(&mut rng);
         }
         plan.islands = rng.chance(1, 4);
+        plan.rule = if rng.chance(1, 4) { Names::Windows } else { Names::Bytes };
         plan
     }
 
@@ -197,6 +201,7 @@ impl Plan {
             topology,
             writer,
             keep_beside: rng.chance(1, 4),
+            rule: Names::Bytes,
             populate,
             operations,
             ends,

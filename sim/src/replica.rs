@@ -41,6 +41,7 @@ pub(crate) fn open(start: Start) -> Result<Box<dyn Machine>, String> {
         members: start.members,
         primary: start.primary,
         keep_beside: start.keep_beside,
+        names: start.names,
         recovery: RecoveryPolicy::Auto,
         boot: start.boot,
         place: start.place,

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 
-use anabranch_model::Timestamp;
+use anabranch_model::{Names, Timestamp, fold};
 use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Call, Mode, Rng, SimFs, Thing, Tree, UserHandle};
 
@@ -66,6 +66,12 @@ pub(crate) struct Crowd {
     /// Names in use, and how deep they go.
     names: usize,
     depth: usize,
+    /// What counts as one name, and the names in use.
+    rule: Names,
+    called: &'static [&'static [u8]; 9],
+    /// They reach the files as Windows does: a name leads to what is there under another case. Else, from a shell, they can
+    /// make two things of one name.
+    careful: bool,
     /// Each keeps to his own (see [`Habits::Orderly`]); does he look after the directories?
     orderly: Option<bool>,
     /// Where files were, and when they were seen there last: nobody takes such a name soon after.
@@ -131,6 +137,10 @@ pub(crate) const KINDS: [(&str, u64); 25] = [
 /// down, so that what left it was seen to be gone, and what takes it is another file.
 const USED_FOR: u64 = 100_000_000;
 
+/// Where case and normalisation form do not count: some are one name, and not the same bytes.
+const WINDOWS_NAMES: [&[u8]; 9] =
+    [b"a", b"A", b"caf\xc3\xa9", b"CAFE\xcc\x81", b"Plan.txt", b"plan.TXT", b"site", b"Site", b"\xff\n"];
+
 const NAMES: [&[u8]; 9] = [b"a", b"b", b"c", b"plan.txt", b"site", b"d", b"\xff\n", b"index", b"e e"];
 
 fn join(dir: &[u8], name: &[u8]) -> Path {
@@ -141,6 +151,11 @@ fn parent(path: &[u8]) -> &[u8] {
     path.iter().rposition(|&b| b == b'/').map_or(b"", |at| &path[..at])
 }
 
+/// The keys of a path's names.
+pub(crate) fn fold_path(path: &[u8], rule: Names) -> Path {
+    path.split(|&b| b == b'/').map(|name| fold(name, rule)).collect::<Vec<_>>().join(&b'/')
+}
+
 impl Crowd {
     /// Nobody has done anything yet.
     pub(crate) fn new(member: usize, rng: Rng, plan: &Plan) -> Self {
@@ -149,6 +164,9 @@ impl Crowd {
             rng,
             names: plan.names.clamp(1, NAMES.len()),
             depth: plan.depth,
+            rule: plan.rule,
+            called: if plan.rule == Names::Windows { &WINDOWS_NAMES } else { &NAMES },
+            careful: plan.rule == Names::Windows && (plan.writer.is_some() || plan.habits != Habits::Free),
             orderly: match plan.habits {
                 Habits::Free => None,
                 Habits::Orderly { steward } => Some(steward == member),
@@ -239,7 +257,7 @@ impl Crowd {
         let tree = fs.tree();
         if self.orderly.is_some() {
             let files = tree.iter().filter(|(_, e)| e.content.is_some());
-            self.used.extend(files.map(|(path, _)| (path.clone(), now)));
+            self.used.extend(files.map(|(path, _)| (fold_path(path, self.rule), now)));
         }
         let (kind, steps) = self.choose(&tree);
         if steps.is_empty() {
@@ -325,7 +343,32 @@ impl Crowd {
         self.interloped += 1;
     }
 
+    /// The path under which this name is there, if it is.
+    fn there(&self, tree: &Tree, path: &Path) -> Option<Path> {
+        if tree.contains_key(path) {
+            return Some(path.clone());
+        }
+        let key = fold_path(path, self.rule);
+        let same = |other: &&Path| parent(other) == parent(path) && fold_path(other, self.rule) == key;
+        tree.keys().find(same).cloned()
+    }
+
+    /// What becomes of an operation where a name leads to what is there under another case: a rename of that very thing
+    /// changes its case.
+    fn carefully(&self, fs: &SimFs, op: &Op) -> Op {
+        let (tree, mut op) = (fs.tree(), op.clone());
+        match &mut op {
+            Op::Write(path, _) | Op::Mkdir(path) | Op::Symlink(path, _) | Op::Link(_, path) => {
+                *path = self.there(&tree, path).unwrap_or_else(|| path.clone());
+            }
+            Op::Rename(from, to) => *to = self.there(&tree, to).filter(|at| at != from).unwrap_or_else(|| to.clone()),
+            _ => {}
+        }
+        op
+    }
+
     fn act(&mut self, fs: &SimFs, op: &Op, open: &mut Option<UserHandle>) -> io::Result<()> {
+        let op = &if self.careful { self.carefully(fs, op) } else { op.clone() };
         self.note_handled(fs, op);
         let result = match op {
             Op::Write(path, bytes) => fs.write(path, bytes),
@@ -442,7 +485,7 @@ impl Crowd {
         while !dir.is_empty() && dir.iter().filter(|&&b| b == b'/').count() >= self.depth {
             dir = parent(&dir).to_vec();
         }
-        let name = NAMES[self.rng.index(self.names)];
+        let name = self.called[self.rng.index(self.names)];
         join(&dir, name)
     }
 
@@ -499,8 +542,8 @@ impl Crowd {
     fn free_path(&mut self, tree: &Tree) -> Option<Path> {
         for _ in 0..8 {
             let path = self.somewhere(tree);
-            let used = self.used.get(&path).is_some_and(|at| at + USED_FOR > self.now);
-            if !used && !tree.contains_key(&path) {
+            let used = self.used.get(&fold_path(&path, self.rule)).is_some_and(|at| at + USED_FOR > self.now);
+            if !used && self.there(tree, &path).is_none() {
                 return Some(path);
             }
         }
@@ -510,8 +553,11 @@ impl Crowd {
     /// A path for a directory that is not taken: few names, so that many members make directories of one name.
     fn free_directory(&mut self, tree: &Tree) -> Option<Path> {
         let path = self.free_path(tree)?;
-        let name = *self.rng.pick(&[&b"d"[..], b"site", b"index"])?;
-        Some(join(parent(&path), name)).filter(|path| !tree.contains_key(path))
+        let mut name = *self.rng.pick(&[&b"d"[..], b"site", b"index"])?;
+        if self.rule == Names::Windows {
+            name = *self.rng.pick(&[&b"d"[..], b"D", b"site", b"SITE", b"index"])?;
+        }
+        Some(join(parent(&path), name)).filter(|path| self.there(tree, path).is_none())
     }
 
     /// As [`Self::program`], of somebody who keeps to his own files.
@@ -594,7 +640,7 @@ impl Crowd {
             }
             "file becomes directory" => {
                 let path = self.file(tree)?;
-                let inside = join(&path, NAMES[0]);
+                let inside = join(&path, self.called[0]);
                 vec![Op::Remove(path.clone()), Op::Mkdir(path), Op::Write(inside, self.content())]
             }
             "slow write" => {

@@ -290,6 +290,7 @@ impl<'a> World<'a> {
             members: (0..self.plan.members).map(name).collect(),
             primary: number == self.plan.writer.unwrap_or(0),
             keep_beside: self.plan.keep_beside,
+            names: self.plan.rule,
             boot: member.boot.to_be_bytes().to_vec(),
             place: member.place.to_be_bytes().to_vec(),
             now,

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use e2e::cluster::{Cluster, EVENT_CONFLICT, FOLDER};
+use e2e::member::Member;
 use e2e::snapshot::preserved_hashes;
 use e2e::trees;
 
@@ -111,6 +112,81 @@ fn two_new_directories_of_one_name_become_one_and_of_two_files_one_is_preserved(
     }
     for member in &cluster.members {
         ensure!(contents.contains(&blake3::hash(member.name.as_bytes())), "what {} wrote is lost", member.name);
+    }
+    Ok(())
+}
+
+/// Names in the root of a member's tree, without the program's own.
+fn names(member: &Member) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(member.tree())? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.retain(|name| !name.starts_with(".anabranch"));
+    names.sort();
+    Ok(names)
+}
+
+#[test]
+fn where_case_does_not_count_two_files_of_one_name_both_stay() -> Result<()> {
+    let mut cluster = Cluster::pair_with(&["--names", "windows", "--policy", "keep"])?;
+    let listed = cluster.members[1].listing(&["folder", "list"])?;
+    ensure!(listed[0]["names"].as_str() == Some("windows"), "{listed:?}");
+    parted(&mut cluster, |cluster| {
+        trees::write(&cluster.members[0].tree().join("Report.txt"), b"of hq1")?;
+        trees::write(&cluster.members[1].tree().join("report.TXT"), b"of hq2")?;
+        // One name too: composed here, decomposed there. Of directories it makes one.
+        trees::write(&cluster.members[0].tree().join("Caf\u{e9}/one"), b"1")?;
+        trees::write(&cluster.members[1].tree().join("cafe\u{301}/two"), b"2")
+    })?;
+    let there = names(&cluster.members[0])?;
+    ensure!(names(&cluster.members[1])? == there && there.len() == 3, "{there:?}");
+    let derived = |name: &&String| name.contains("-hq") && name.to_lowercase().starts_with("report-hq");
+    let beside = there.iter().find(derived).with_context(|| format!("no derived name: {there:?}"))?;
+    let taken = there.iter().find(|name| name.eq_ignore_ascii_case("report.txt"));
+    let taken = taken.with_context(|| format!("nobody has the name: {there:?}"))?;
+    let docs = there.iter().find(|name| name.to_lowercase().starts_with("caf"));
+    let docs = docs.with_context(|| format!("no directory: {there:?}"))?;
+    for member in &cluster.members {
+        let mut contents = [fs::read(member.tree().join(beside))?, fs::read(member.tree().join(taken))?];
+        contents.sort();
+        ensure!(contents == [b"of hq1", b"of hq2"], "{}: {contents:?}", member.name);
+        ensure!(fs::read_dir(member.tree().join(docs))?.count() == 2, "{}: not one directory", member.name);
+        ensure!(member.preserved(FOLDER, "unseen")?.is_empty(), "{} preserved something", member.name);
+    }
+    cluster.expect_verified()
+}
+
+#[test]
+fn where_case_does_not_count_the_loser_is_preserved_and_a_change_of_case_is_a_rename() -> Result<()> {
+    let mut cluster = Cluster::pair_with(&["--names", "windows"])?;
+    trees::write(&cluster.members[0].tree().join("plan.txt"), b"the plan")?;
+    trees::write(&cluster.members[0].tree().join("docs/inside"), b"inside")?;
+    cluster.settle()?;
+    for (from, to) in [("plan.txt", "Plan.TXT"), ("docs", "Docs")] {
+        fs::rename(cluster.members[1].tree().join(from), cluster.members[1].tree().join(to))?;
+    }
+    cluster.settle()?;
+    for member in &cluster.members {
+        ensure!(names(member)? == ["Docs", "Plan.TXT"], "{}: {:?}", member.name, names(member)?);
+        ensure!(fs::read(member.tree().join("Plan.TXT"))? == b"the plan", "{}", member.name);
+        ensure!(fs::read(member.tree().join("Docs/inside"))? == b"inside", "{}", member.name);
+        ensure!(member.events(EVENT_CONFLICT)?.is_empty(), "{} saw a conflict", member.name);
+        ensure!(member.preserved(FOLDER, "unseen")?.is_empty(), "{} preserved something", member.name);
+    }
+    parted(&mut cluster, |cluster| {
+        trees::write(&cluster.members[0].tree().join("new.txt"), b"of hq1")?;
+        trees::write(&cluster.members[1].tree().join("NEW.txt"), b"of hq2")
+    })?;
+    let mut contents = Vec::new();
+    for member in &cluster.members {
+        let new: Vec<_> = names(member)?.into_iter().filter(|name| name.to_lowercase().starts_with("new")).collect();
+        ensure!(new.len() == 1, "{}: {new:?}", member.name);
+        contents.push(blake3::hash(&fs::read(member.tree().join(&new[0]))?));
+        contents.extend(preserved_hashes(&member.tree())?);
+    }
+    for content in [b"of hq1", b"of hq2"] {
+        ensure!(contents.contains(&blake3::hash(content)), "{} is lost", String::from_utf8_lossy(content));
     }
     Ok(())
 }

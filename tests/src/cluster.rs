@@ -46,6 +46,17 @@ impl Cluster {
         Ok(cluster)
     }
 
+    /// Two members with an empty folder in step, made with these further words of `folder create`.
+    ///
+    /// # Errors
+    /// When any command on the way fails.
+    pub fn pair_with(settings: &[&str]) -> Result<Self> {
+        let cluster = Self::joined(2, User::Same)?;
+        cluster.create_folder_with("mesh", settings)?;
+        cluster.settle()?;
+        Ok(cluster)
+    }
+
     /// Members that share a domain and nothing else yet.
     ///
     /// # Errors
@@ -90,6 +101,10 @@ impl Cluster {
     /// # Errors
     /// When a command fails.
     pub fn create_folder(&self, topology: &str) -> Result<()> {
+        self.create_folder_with(topology, &[])
+    }
+
+    fn create_folder_with(&self, topology: &str, settings: &[&str]) -> Result<()> {
         let names: Vec<&str> = self.members.iter().map(|member| member.name.as_str()).collect();
         let first = &self.members[0];
         first.run(&["group", "create", "web", "--members", &names.join(","), "--topology", topology])?;
@@ -99,6 +114,7 @@ impl Cluster {
         for path in &paths {
             words.extend(["--path", path]);
         }
+        words.extend(settings);
         first.run(&words).map(drop)
     }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anabranch_console::{Failure, Request};
 use anabranch_domain::{
-    FolderName, ObjectName, Policy, create, object::check_path, parse_topology, problems_of_change,
+    FolderName, Names, ObjectName, Policy, create, object::check_path, parse_topology, problems_of_change,
 };
 use anabranch_member::Preserved;
 use anabranch_member::host::{Host, chain, random_id};
@@ -203,7 +203,10 @@ fn folder_list(daemon: &Daemon) -> Value {
     let folders = domain.0.folders.iter().map(|(name, folder)| {
         let paths: serde_json::Map<String, Value> =
             folder.memberships.iter().map(|(m, membership)| (m.to_string(), json!(membership.path))).collect();
-        json!({"name": name.to_string(), "id": folder.id.to_string(), "primary": folder.primary.to_string(), "paths": paths})
+        json!({
+            "name": name.to_string(), "id": folder.id.to_string(), "primary": folder.primary.to_string(),
+            "names": folder.names.word(), "paths": paths,
+        })
     });
     Value::Array(folders.collect())
 }
@@ -253,6 +256,8 @@ async fn folder_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         Some("keep") => Policy::Keep,
         Some(other) => return Err(Failure::usage(format!("{other:?} is no policy")).hint("it is preserve or keep")),
     };
+    let names =
+        text(with, "names").map_or(Ok(Names::default()), |word| Names::of_word(&word)).map_err(Failure::usage)?;
     let what = format!("the folder {folder} cannot be made");
     for (member, path) in &paths {
         let refused = |cause: String| {
@@ -267,7 +272,7 @@ async fn folder_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         }
     }
     let id = FolderId(random_id().0);
-    let objects = create::folder(&folder, id, primary, &paths, policy, anabranch_domain::Names::default())
+    let objects = create::folder(&folder, id, primary, &paths, policy, names)
         .map_err(|cause| Failure::usage(what.clone()).because(cause))?;
     check(daemon, &what, &objects)?;
     // The folder's own object comes last: with it the memberships take effect, all at once.

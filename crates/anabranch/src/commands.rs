@@ -157,7 +157,7 @@ fn show(list: &Value, json: bool, head: &[&str], keys: &[&str]) {
 
 async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {
     match command {
-        FolderCommand::Create { name, primary, paths, policy } => {
+        FolderCommand::Create { name, primary, paths, policy, names } => {
             let mut listed = Vec::new();
             for entry in &paths {
                 let (member, path) = entry.split_once('=').ok_or_else(|| {
@@ -166,12 +166,12 @@ async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {
                 })?;
                 listed.push(json!({"member": member, "path": path}));
             }
-            let with = json!({"name": name, "primary": primary, "paths": listed, "policy": policy});
+            let with = json!({"name": name, "primary": primary, "paths": listed, "policy": policy, "names": names});
             ask(socket, "folder.create", with).await?;
         }
         FolderCommand::List { json } => {
             let list = ask(socket, "folder.list", Value::Null).await?;
-            show(&list, json, &["NAME", "PRIMARY", "PATHS"], &["name", "primary", "paths"]);
+            show(&list, json, &["NAME", "PRIMARY", "NAMES", "PATHS"], &["name", "primary", "names", "paths"]);
         }
         FolderCommand::Wait { name, timeout, json } => {
             let limit = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);

@@ -10,7 +10,7 @@ use anabranch_console::Failure;
 use anabranch_domain::{Effective, KeyFingerprint, Membership, Object, ObjectName, Policy, Problem};
 use anabranch_member::host::{Host, HostSpec, chain};
 use anabranch_member::{Config, Event, EventKind, Limits, Partner, RecoveryPolicy};
-use anabranch_model::FolderId;
+use anabranch_model::{FolderId, Names};
 use anabranch_net::message::{Envelope, Message};
 use anabranch_net::{Accepted, Identity, LinkCounters, Listener, dial};
 use tokio::runtime::Handle;
@@ -224,6 +224,7 @@ impl Daemon {
             members: members.to_vec(),
             primary,
             keep_beside: false,
+            names: Names::Bytes,
             recovery: if self.local.recovery == "manual" { RecoveryPolicy::Manual } else { RecoveryPolicy::Auto },
             boot,
             place,
@@ -297,6 +298,7 @@ impl Daemon {
                 }
                 let mut config = self.config(folder.id, &name.to_string(), &members, folder.primary == own);
                 config.keep_beside = folder.policy == Policy::Keep;
+                config.names = folder.names.into();
                 set_quotas(&mut config.limits, membership);
                 let path = PathBuf::from(&membership.path);
                 match self.host(config, &path) {

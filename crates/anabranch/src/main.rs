@@ -170,6 +170,9 @@ enum FolderCommand {
         /// What becomes of a file that loses its name: preserve or keep.
         #[arg(long, default_value = "preserve")]
         policy: String,
+        /// What counts as one name: bytes, or windows (regardless of case and of Unicode's forms). Stays as it is for ever.
+        #[arg(long, default_value = "bytes")]
+        names: String,
     },
     /// List the folders.
     List {

@@ -104,7 +104,24 @@ pub fn problems_of_change(before: &[Object], put: &[Object], remove: &[ObjectKey
     let (_, old) = Effective::of(before);
     let (_, mut new) = Effective::of(&after);
     new.retain(|problem| !old.contains(problem));
+    new.extend(put.iter().filter_map(|object| renamed_rule(before, object)));
     new
+}
+
+/// The rule for names of a folder is fixed when it is created: with another one all members would derive another tree.
+fn renamed_rule(before: &[Object], put: &Object) -> Option<Problem> {
+    let Object::Folder(_, now) = put else { return None };
+    let was = before.iter().find_map(|object| match object {
+        Object::Folder(_, was) if was.id == now.id => Some(was.names),
+        _ => None,
+    });
+    let was = was.filter(|was| *was != now.names)?;
+    Some(Problem {
+        object: put.key(),
+        key: Some("names"),
+        cause: format!("it was `{}` when the folder was created, and cannot become `{}`", was.word(), now.names.word()),
+        next: "leave it, or create another folder".into(),
+    })
 }
 
 impl Effective {

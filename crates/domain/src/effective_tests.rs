@@ -228,6 +228,14 @@ fn a_change_answers_for_itself_only() {
     assert_eq!(said.len(), 2, "{said:?}");
     // In place of an older one.
     assert_eq!(problems_of_change(&before, &[at("web/site", "hq1", "/srv/new")], &[]), []);
+    // The rule for names stays what it was when the folder was created.
+    let Some(Object::Folder(site, was)) = before.iter().find(|o| matches!(o, Object::Folder(..))).cloned() else {
+        panic!("there is a folder");
+    };
+    assert_eq!(problems_of_change(&before, &[Object::Folder(site.clone(), was.clone())], &[]), []);
+    let said = problems_of_change(&before, &[Object::Folder(site, Folder { names: Names::Windows, ..was })], &[]);
+    assert_eq!(said.len(), 1, "{said:?}");
+    assert!(said[0].to_string().contains("key `names`: it was `bytes` when the folder was created"), "{}", said[0]);
     // What stays must still fit.
     let said = problems_of_change(&before, &[], &[ObjectKey::Member(name("hq1"))]);
     let objects: Vec<_> = said.iter().map(|problem| problem.object.to_string()).collect();

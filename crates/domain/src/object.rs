@@ -80,8 +80,40 @@ pub enum Names {
     /// When their bytes are equal.
     #[default]
     Bytes,
-    /// When they are equal without regard to case, in NFC.
+    /// When they are equal without regard to case, in NFC ([`anabranch_model::fold`]).
     Windows,
+}
+
+impl From<Names> for anabranch_model::Names {
+    fn from(names: Names) -> Self {
+        match names {
+            Names::Bytes => Self::Bytes,
+            Names::Windows => Self::Windows,
+        }
+    }
+}
+
+impl Names {
+    /// Reads the word, as in a folder's file and on the command line.
+    ///
+    /// # Errors
+    /// A sentence that says what is wrong.
+    pub fn of_word(word: &str) -> Result<Self, String> {
+        match word {
+            "bytes" => Ok(Self::Bytes),
+            "windows" => Ok(Self::Windows),
+            other => Err(format!("`{other}` is no rule for names; there are bytes and windows")),
+        }
+    }
+
+    /// The word.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Bytes => "bytes",
+            Self::Windows => "windows",
+        }
+    }
 }
 
 /// A replicated folder.

@@ -5,8 +5,10 @@
 //! a candidate that the install replaces and preserves, what partners do not have goes to `PreExisting`. Nothing that was
 //! here is ever sent or deleted.
 
+use std::collections::BTreeSet;
+
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Content, Knowledge, Uid, Version};
+use anabranch_model::{Content, Knowledge, Names, Uid, Version};
 use anabranch_net::message::Message;
 use anabranch_volume::fs::{Fs, Kind, Stat};
 
@@ -76,7 +78,19 @@ where
             None => return Ok(1),
         };
         let count = entries.len().max(1);
-        let (mut tasks, mut known) = (Vec::new(), Vec::new());
+        let (mut tasks, mut known, mut taken) = (Vec::new(), Vec::new(), BTreeSet::new());
+        // Of several names that are one name by the folder's rule, that which the partner has counts.
+        let mut entries = entries;
+        if self.config.names != Names::Bytes {
+            let mut kept = Vec::with_capacity(entries.len());
+            for (entry, stat) in entries {
+                let shown = self.records.shown_at(parent, &entry.name)?;
+                let shown = shown.map(|uid| self.records.shown(uid)).transpose()?.flatten();
+                kept.push((shown.is_none_or(|s| s.name.bytes() != entry.name), entry, stat));
+            }
+            kept.sort_by_key(|(other, ..)| *other);
+            entries = kept.into_iter().map(|(_, entry, stat)| (entry, stat)).collect();
+        }
         for (entry, stat) in entries {
             if (id == ROOT_NODE && anabranch_model::is_reserved(&entry.name)) || stat.foreign {
                 continue;
@@ -92,9 +106,8 @@ where
                 Some(uid) => self.records.record(uid)?.filter(|r| r.placement.value.directory == directory),
                 None => None,
             };
-            match shown
-                .filter(|r| stat.kind != Kind::Other && nodes::of(self.records.kv(), r.uid).is_ok_and(|n| n.is_none()))
-            {
+            let free = |uid: Uid| !taken.contains(&uid) && nodes::of(self.records.kv(), uid).is_ok_and(|n| n.is_none());
+            match shown.filter(|r| stat.kind != Kind::Other && free(r.uid)) {
                 Some(record) => {
                     tasks.push(Task {
                         size: stat.stamp.size,
@@ -104,6 +117,7 @@ where
                         content: !directory,
                         attributes: true,
                     });
+                    taken.insert(record.uid);
                     known.push((record, stat));
                 }
                 None if stat.kind == Kind::Other => {

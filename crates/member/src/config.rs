@@ -1,6 +1,6 @@
 //! What one replica is told about itself, and the limits that bound it.
 
-use anabranch_model::{FolderId, ReplicaId};
+use anabranch_model::{FolderId, Names, ReplicaId};
 use anabranch_net::message::PAGE_BYTES_MAX;
 
 /// Where fresh replica ids come from: random bits in the program, the seed in the simulator.
@@ -103,6 +103,8 @@ pub struct Config {
     pub primary: bool,
     /// What happens to a file that loses its name.
     pub keep_beside: bool,
+    /// What counts as one name in the folder. Fixed: a database made under another rule is not opened.
+    pub names: Names,
     /// After an unexpected shutdown.
     pub recovery: RecoveryPolicy,
     /// Identifies this start of the machine.

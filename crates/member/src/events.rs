@@ -109,6 +109,8 @@ events! {
     PathRefused = 6804, Error, "a folder of the domain cannot be kept at the path that is named for this member", "Change the path, or what is wrong with it; it is tried again by itself.";
     /// An object of the domain is invalid.
     InvalidObject = 6806, Warning, "an object of the domain is invalid and is left out", "Correct the object that is named.";
+    /// Another rule for names than before.
+    NamesChanged = 6808, Error, "the setting `names` of a folder is another than when the folder was created; replication of it is stopped here", "Set `names` in the folder's object to what it was; for another rule create another folder.";
     /// Not carried.
     Skipped = 7001, Information, "a socket, device or FIFO is not replicated", "Nothing to do.";
     /// Hard links.

@@ -342,6 +342,7 @@ impl Body {
                 let kind = match &error {
                     Stop::RecoveryWaits => EventKind::RecoveryWaits,
                     Stop::Root(_) => EventKind::RootChanged,
+                    Stop::Names { .. } => EventKind::NamesChanged,
                     Stop::Private { .. } => EventKind::CannotInstall,
                     Stop::Database(_) => EventKind::DatabaseFailed,
                 };

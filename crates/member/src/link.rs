@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anabranch_engine::PassEnd;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::codec::{Dictionary, decode_attributes, decode_record};
-use anabranch_model::{ChangeNumber, Hlc, Knowledge, Sequence, Version, is_reserved};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Names, Sequence, Version, is_reserved};
 use anabranch_net::message::{Acknowledgement, Mark, Message, PAGE_BYTES_MAX, Page};
 use anabranch_volume::fs::Fs;
 
@@ -55,10 +55,36 @@ where
                 known,
                 closed: tables::closed(self.records.kv())?,
                 clock: self.now,
+                names: self.names_said(),
             };
             self.send(id, message);
         }
         Ok(())
+    }
+
+    /// The rule for names, as partners are told.
+    fn names_said(&self) -> String {
+        match self.config.names {
+            Names::Bytes => String::new(),
+            other @ Names::Windows => other.to_string(),
+        }
+    }
+
+    /// Two members that compare names by other rules, or by other tables, derive other trees from the same records: they
+    /// do not talk about the folder until they agree.
+    fn compares_names_otherwise(&mut self, id: LinkId, member: &str, theirs: &str) -> bool {
+        let ours = self.names_said();
+        if theirs == ours {
+            return false;
+        }
+        let [ours, theirs] = [ours.as_str(), theirs].map(|rule| if rule.is_empty() { "bytes" } else { rule });
+        let reason = format!(
+            "{member} compares names of {} as `{theirs}`, {} as `{ours}`: they need versions of the program with one table",
+            self.config.folder_name, self.config.member
+        );
+        self.send(id, Message::Refused { reason: reason.clone() });
+        self.refuse_link(id, reason);
+        true
     }
 
     /// The newest mark that we were given, of any partner: its owner recognises its own replica id.
@@ -85,12 +111,15 @@ where
         let Some(link) = self.links.get(&id) else { return Ok(()) };
         let (upstream, opened) = (link.partner == Partner::Upstream, link.peer.is_some());
         match message {
-            Message::Open { member, replica, echo, known, closed, clock } if !upstream && !opened => {
+            Message::Open { member, replica, echo, known, closed, clock, names } if !upstream && !opened => {
                 if !self.config.members.contains(&member) {
                     self.refuse_link(id, format!("{member} is no member of {}", self.config.folder_name));
                     return Ok(());
                 }
-                if self.take_closed(&closed)? || self.check_echo(&echo)? {
+                if self.compares_names_otherwise(id, &member, &names)
+                    || self.take_closed(&closed)?
+                    || self.check_echo(&echo)?
+                {
                     return Ok(());
                 }
                 let number = self.records.change_number();
@@ -108,11 +137,17 @@ where
                     known: self.records.known().clone(),
                     closed: tables::closed(self.records.kv())?,
                     clock: self.now,
+                    names: self.names_said(),
                 };
                 self.send(id, message);
             }
-            Message::Opened { member, replica, echo, number, known: _, closed, clock } if upstream && !opened => {
-                if self.take_closed(&closed)? || self.check_echo(&echo)? {
+            Message::Opened { member, replica, echo, number, known: _, closed, clock, names }
+                if upstream && !opened =>
+            {
+                if self.compares_names_otherwise(id, &member, &names)
+                    || self.take_closed(&closed)?
+                    || self.check_echo(&echo)?
+                {
                     return Ok(());
                 }
                 self.report_once(EventKind::PartnerConnected, member.clone());

@@ -10,7 +10,9 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_engine::{ChangeError, NewThing};
-use anabranch_model::{Attributes, Content, Hlc, Knowledge, Name, Record, Timestamp, Uid, Version, is_reserved};
+use anabranch_model::{
+    Attributes, Content, Hlc, Knowledge, Name, Names, Record, Timestamp, Uid, Version, fold, is_reserved,
+};
 use anabranch_volume::fs::{Fs, Kind, Stat};
 use anabranch_volume::hash::{Hashing, hash_file};
 
@@ -1079,6 +1081,10 @@ where
             };
             let Some(parent) = parent else { continue };
             let Some(shown) = self.records.shown_at(parent, found.name.bytes())? else { continue };
+            if self.records.shown(shown)?.is_none_or(|s| s.name != found.name) {
+                // One name by the folder's rule, in another case: we would have put it there just as it is shown.
+                continue;
+            }
             let directory = found.stat.kind == Kind::Directory;
             let absent = nodes::of(self.records.kv(), shown)?.is_none();
             let same = self.records.record(shown)?.is_some_and(|r| {
@@ -1125,7 +1131,18 @@ where
         }
         let Some(parent) = self.node_uid(id)? else { return Ok(None) };
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
-        let hit = self.recent.get(&(parent, found.name.bytes().to_vec())).filter(|(_, at, _)| at.0 >= keep);
+        let (exact, others) = self.memory_keys(found.name.bytes());
+        let mut hit = self.recent.get(&(parent, exact)).filter(|(_, at, _)| at.0 >= keep);
+        if let Some((from, to)) = others.filter(|_| hit.is_none()) {
+            // The last of those whose names are one name with it, unless that is a thing with a name of its own by now.
+            let alike = self.recent.range((parent, from)..(parent, to)).map(|(_, vacated)| vacated);
+            hit = alike.filter(|(_, at, _)| at.0 >= keep).max_by_key(|(uid, at, _)| (*at, *uid));
+            if let Some((uid, ..)) = hit
+                && self.records.live(*uid)?
+            {
+                hit = None;
+            }
+        }
         let Some((uid, _, seen)) = hit else { return Ok(None) };
         let uid = *uid;
         // If the file itself came back to its name it is a move, not a new content.
@@ -1137,6 +1154,21 @@ where
         let live = batch.found.iter().any(|f| f.uid == Some(uid));
         let free = !back && !live && found.stat.kind != Kind::Directory;
         Ok(free.then(|| (uid, seen.clone())))
+    }
+
+    /// The key of a vacated name in the memory of names, and where there is one the range in which all names lie that are
+    /// one name with it.
+    #[expect(clippy::type_complexity, reason = "a key and a range of keys")]
+    fn memory_keys(&self, name: &[u8]) -> (Vec<u8>, Option<(Vec<u8>, Vec<u8>)>) {
+        match self.config.names {
+            Names::Bytes => (name.to_vec(), None),
+            Names::Windows => {
+                // No name holds a zero byte, so the range holds nothing else.
+                let folded = fold(name, Names::Windows);
+                let of = |end: u8, name: &[u8]| [&*folded, &[end], name].concat();
+                (of(0, name), Some((of(0, b""), of(1, b""))))
+            }
+        }
     }
 
     /// A UID that can still be written to by something of this kind: tombstones are collected, records forgotten after a
@@ -1542,7 +1574,8 @@ where
             if let Some(parent) = self.node_uid(node.parent)?
                 && !node.is_dir()
             {
-                self.recent.insert((parent, node.name.clone()), (uid, self.now, seen.clone()));
+                let (key, _) = self.memory_keys(&node.name);
+                self.recent.insert((parent, key), (uid, self.now, seen.clone()));
             }
             // A directory that the view does not show is not there as it should be: taken out by ourselves, before a crash
             // or a failed sync, or emptied into another.

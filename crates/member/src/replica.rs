@@ -13,7 +13,7 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{ChangeError, Records, ResolveScope};
-use anabranch_model::{ChangeNumber, FolderId, Hash, Hlc, Knowledge, ReplicaId, Uid, Version};
+use anabranch_model::{ChangeNumber, FolderId, Hash, Hlc, Knowledge, Names, ReplicaId, Uid, Version};
 use anabranch_net::message::{Acknowledgement, Envelope, Mark, Message};
 use anabranch_volume::fs::{Fs, Object};
 use anabranch_volume::watch::Hint;
@@ -82,6 +82,14 @@ pub enum Stop {
     /// The root is another directory than before.
     #[error("the folder's root is not the directory that it was: {0}")]
     Root(String),
+    /// The rule for names is another than before: it is fixed when a folder is created.
+    #[error("names of the folder were compared as `{was}` here, and the domain says `{now}` now")]
+    Names {
+        /// Under which rule the database was made.
+        was: Names,
+        /// What the domain says.
+        now: Names,
+    },
     /// The recovery policy is manual.
     #[error("the folder was not closed properly, and its recovery policy is manual")]
     RecoveryWaits,

@@ -16,7 +16,7 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{Policy, Records, Settings};
-use anabranch_model::{Content, Hlc, Knowledge};
+use anabranch_model::{Content, Hlc, Knowledge, Names};
 use anabranch_net::message::Mark;
 use anabranch_volume::fs::{FileStamp, Fs, Kind};
 use anabranch_volume::layout;
@@ -63,6 +63,7 @@ where
         let settings = Settings {
             policy: if config.keep_beside { Policy::KeepBeside } else { Policy::Preserve },
             author: config.member.as_str().into(),
+            names: config.names,
             ..Settings::default()
         };
         let token = read_token(&fs, &private.top)?;
@@ -533,11 +534,22 @@ where
             };
         }
         let from = self.preserved_dir(item.reason);
+        let there = match self.config.names {
+            Names::Bytes => Vec::new(),
+            // A name that is taken under another case is taken: else the older of the two files would lose it.
+            Names::Windows => match self.fs.list(&dir) {
+                Ok(entries) => entries,
+                Err(error) => return Ok(Err(error.to_string())),
+            },
+        };
         for attempt in 0..1000 {
             let mut target = name.to_vec();
             if attempt > 0 {
                 target.truncate(240);
                 target.extend_from_slice(format!(".restored-{number}-{attempt}").as_bytes());
+            }
+            if there.iter().any(|entry| self.records.same_name(&entry.name, &target)) {
+                continue;
             }
             match self.fs.rename_new(&from, &item.file_name(), &dir, &target) {
                 Ok(()) => {
@@ -568,6 +580,9 @@ fn open_records<K: Kv>(kv: K, settings: &Settings) -> Result<std::result::Result
     // `open` consumes the database only if it is initialised.
     if kv.last(Table::Meta)?.is_none() {
         return Ok(Err(kv));
+    }
+    if let Some(was) = Records::names_of(&kv)?.filter(|was| *was != settings.names) {
+        return Err(Stop::Names { was, now: settings.names });
     }
     match Records::open(kv, settings.clone())? {
         Some(records) => Ok(Ok(records)),

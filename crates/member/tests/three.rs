@@ -5,7 +5,7 @@
 use std::collections::VecDeque;
 
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
-use anabranch_model::{FolderId, Hlc, ReplicaId};
+use anabranch_model::{FolderId, Hlc, Names, ReplicaId};
 use anabranch_net::message::Message;
 use anabranch_store::MemoryKv;
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, Mode, SimClock, SimFs, Tree};
@@ -46,6 +46,7 @@ impl World {
                     members: names.clone(),
                     primary: i == 0,
                     keep_beside: false,
+                    names: Names::default(),
                     recovery: RecoveryPolicy::Auto,
                     boot: b"boot".to_vec(),
                     place: vec![i],

@@ -110,6 +110,8 @@ pub enum Message {
         clock: Hlc,
         /// Its own knowledge, which lets rows be skipped.
         known: Knowledge,
+        /// What counts as one name there, and by which table; empty for bytes. Who differs derives another tree.
+        names: String,
     },
     /// Upstream: answers [`Message::Open`].
     Opened {
@@ -127,6 +129,8 @@ pub enum Message {
         number: ChangeNumber,
         /// Its knowledge, of the same instant.
         known: Knowledge,
+        /// What counts as one name there, as in [`Message::Open`].
+        names: String,
     },
     /// Downstream, once it knows who answers: the last mark of the upstream that it was given.
     Echo(Mark),

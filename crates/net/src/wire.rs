@@ -19,8 +19,8 @@
 //! | kind | message | fields of the body |
 //! | --- | --- | --- |
 //! | 0 | keep-alive | |
-//! | 1 | Open | 1 member (text), 2 replica, 3 echo (mark), 4 known (knowledge), 5 closed (24 bytes each: version; distinct replicas), 6 clock |
-//! | 2 | Opened | as Open, and 7 change number |
+//! | 1 | Open | 1 member (text), 2 replica, 3 echo (mark), 4 known (knowledge), 5 closed (24 bytes each: version; distinct replicas), 6 clock, 7 names (text) |
+//! | 2 | Opened | as Open to 6, 7 change number, 8 names (text) |
 //! | 3 | Refused | 1 reason (text) |
 //! | 4 | Grown | 1 change number |
 //! | 5 | Pull | 1 after (change number), 2 known (knowledge), 3 part (0 or 1) |
@@ -68,6 +68,8 @@ pub const PREAMBLE_BYTES: usize = 6;
 pub const FRAME_HEAD_BYTES: usize = 4;
 /// The longest name of a member.
 pub const MEMBER_BYTES_MAX: usize = 255;
+/// The longest word for what counts as one name.
+pub const NAMES_BYTES_MAX: usize = 64;
 /// The longest reason of a refusal; longer ones are cut when they are encoded.
 pub const REASON_BYTES_MAX: usize = 4096;
 /// The most replica ids in the dictionary of a page.
@@ -252,23 +254,27 @@ impl Body {
 
     fn of(message: Message) -> Self {
         match message {
-            Message::Open { member, replica, echo, closed, clock, known } => Self::Open(proto::Open {
+            Message::Open { member, replica, echo, closed, clock, known, names } => Self::Open(proto::Open {
                 member,
                 replica: copied(&replica.0),
                 echo: Some(put_mark(echo)),
                 known: Some(put_knowledge(&known)),
                 closed: closed.into_iter().flat_map(version_bytes).collect(),
                 clock: clock.0,
+                names,
             }),
-            Message::Opened { member, replica, echo, closed, clock, number, known } => Self::Opened(proto::Opened {
-                member,
-                replica: copied(&replica.0),
-                echo: Some(put_mark(echo)),
-                known: Some(put_knowledge(&known)),
-                closed: closed.into_iter().flat_map(version_bytes).collect(),
-                clock: clock.0,
-                number: number.0,
-            }),
+            Message::Opened { member, replica, echo, closed, clock, number, known, names } => {
+                Self::Opened(proto::Opened {
+                    member,
+                    replica: copied(&replica.0),
+                    echo: Some(put_mark(echo)),
+                    known: Some(put_knowledge(&known)),
+                    closed: closed.into_iter().flat_map(version_bytes).collect(),
+                    clock: clock.0,
+                    number: number.0,
+                    names,
+                })
+            }
             Message::Refused { reason } => Self::Refused(proto::Refused { reason: cut(reason, REASON_BYTES_MAX) }),
             Message::Grown { number } => Self::Grown(proto::Grown { number: number.0 }),
             Message::Pull { after, known, part } => {
@@ -326,6 +332,7 @@ fn message(kind: u32, body: Bytes, folder: FolderId) -> Result<Message, PeerErro
             closed: closed(&m.closed)?,
             clock: Hlc(m.clock),
             known: knowledge(m.known)?,
+            names: m.names,
         },
         Body::Opened(m) => Message::Opened {
             member: m.member,
@@ -335,6 +342,7 @@ fn message(kind: u32, body: Bytes, folder: FolderId) -> Result<Message, PeerErro
             clock: Hlc(m.clock),
             number: ChangeNumber(m.number),
             known: knowledge(m.known)?,
+            names: m.names,
         },
         Body::Refused(m) => Message::Refused { reason: m.reason },
         Body::Grown(m) => Message::Grown { number: ChangeNumber(m.number) },

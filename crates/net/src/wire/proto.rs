@@ -7,8 +7,8 @@ use anabranch_model::codec::{KNOWLEDGE_ENTRIES_MAX, RECORD_BYTES_MAX};
 use bytes::Bytes;
 
 use super::{
-    ACKNOWLEDGEMENTS_MAX, ATTRIBUTES_MAX, BUCKET_ROWS_MAX, BUCKETS, CLOSED_MAX, MEMBER_BYTES_MAX, PAGE_REPLICAS_MAX,
-    REASON_BYTES_MAX, RECORDS_MAX, ROWS_MAX,
+    ACKNOWLEDGEMENTS_MAX, ATTRIBUTES_MAX, BUCKET_ROWS_MAX, BUCKETS, CLOSED_MAX, MEMBER_BYTES_MAX, NAMES_BYTES_MAX,
+    PAGE_REPLICAS_MAX, REASON_BYTES_MAX, RECORDS_MAX, ROWS_MAX,
 };
 use crate::PeerError;
 use crate::message::{MESSAGE_BYTES_MAX, PIECE_BYTES_MAX, WANTS_MAX};
@@ -55,6 +55,8 @@ pub(super) struct Open {
     pub(super) closed: Bytes,
     #[prost(uint64, tag = "6")]
     pub(super) clock: u64,
+    #[prost(string, tag = "7")]
+    pub(super) names: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -73,6 +75,8 @@ pub(super) struct Opened {
     pub(super) clock: u64,
     #[prost(uint64, tag = "7")]
     pub(super) number: u64,
+    #[prost(string, tag = "8")]
+    pub(super) names: String,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -283,6 +287,7 @@ pub(super) const OPEN: &[Limit] = &[
     one(4, "knowledge", KNOWLEDGE),
     bytes(5, "the list of closed replica ids", 24 * CLOSED_MAX),
     number(6, "a clock"),
+    bytes(7, "the rule for names", NAMES_BYTES_MAX),
 ];
 pub(super) const OPENED: &[Limit] = &[
     bytes(1, "a member's name", MEMBER_BYTES_MAX),
@@ -292,6 +297,7 @@ pub(super) const OPENED: &[Limit] = &[
     bytes(5, "the list of closed replica ids", 24 * CLOSED_MAX),
     number(6, "a clock"),
     number(7, "a change number"),
+    bytes(8, "the rule for names", NAMES_BYTES_MAX),
 ];
 pub(super) const REFUSED: &[Limit] = &[bytes(1, "a reason", REASON_BYTES_MAX)];
 pub(super) const GROWN: &[Limit] = &[number(1, "a change number")];
@@ -383,7 +389,7 @@ pub(crate) fn check(mut input: &[u8], limits: &[Limit]) -> Result<(), PeerError>
 }
 
 /// The most fields of one message.
-const FIELDS_MAX: usize = 7;
+const FIELDS_MAX: usize = 8;
 
 fn varint(input: &mut &[u8]) -> Result<u64, PeerError> {
     prost::encoding::decode_varint(input).map_err(|_| PeerError::Malformed("a number"))
