@@ -27,12 +27,19 @@ impl Member {
 /// # Errors
 /// A sentence: it cannot start now.
 pub(crate) fn open(start: Start) -> Result<Box<dyn Machine>, String> {
+    // People's files are small here: where pages are small, pieces are too, so that files come in several of them, and how
+    // far they have come is noted at once.
+    let large_from = if start.page_bytes < 1000 { 256 } else { u32::MAX };
+    let usual = Limits::default();
     let limits = Limits {
+        piece_bytes: usual.piece_bytes.min(large_from),
+        note_bytes: usual.note_bytes.min(u64::from(large_from)),
+        note_every: if large_from == u32::MAX { usual.note_every } else { 1_000 },
         staging_bytes: start.staging_bytes,
         page_bytes: start.page_bytes,
         name_memory: start.name_memory,
         batch_installs: 16,
-        ..Limits::default()
+        ..usual
     };
     let config = Config {
         folder: FolderId([7; 16]),

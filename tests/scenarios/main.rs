@@ -12,3 +12,4 @@ mod kills;
 mod one_writer;
 mod ordinary_user;
 mod power_cuts;
+mod resume;

@@ -116,7 +116,8 @@ async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
             .ask(|replica| {
                 let words = replica.outstanding_words().unwrap_or_default();
                 let (files, outstanding) = replica.counts().unwrap_or_default();
-                (replica.phase(), files, outstanding, words, replica.counters(), replica.replica_id())
+                let partly = replica.partly_fetched();
+                (replica.phase(), files, outstanding, words, (replica.counters(), partly), replica.replica_id())
             })
             .await;
         let links = daemon.links.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -142,6 +143,7 @@ async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
             ),
             None => ("stopped", 0, 0, Vec::new(), None, None),
         };
+        let (counters, partly) = counters.unzip();
         let installed = counters.map_or(0, |c| c.installs);
         let wire = daemon.wire_bytes(id);
         folders.push(json!({
@@ -160,6 +162,9 @@ async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
             "installed": installed,
             "content_sent": counters.map_or(0, |c| c.content_sent),
             "content_received": counters.map_or(0, |c| c.content_received),
+            "resumed": counters.map_or(0, |c| c.resumed),
+            "partly_fetched": partly.map_or(0, |(received, _)| received),
+            "partly_fetched_noted": partly.map_or(0, |(_, noted)| noted),
             "wire_sent": wire.0,
             "wire_received": wire.1,
             "replica": replica,

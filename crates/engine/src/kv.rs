@@ -49,7 +49,7 @@ pub enum Table {
     Intents = 18,
     /// The manifest of preserved items.
     Preserved = 19,
-    /// Staged content: hash -> file, size, last use.
+    /// UID -> what was fetched of its content into its private file.
     Staged = 20,
     /// Partner replica id -> what each side has seen of the other.
     Partners = 21,

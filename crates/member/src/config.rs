@@ -1,7 +1,7 @@
 //! What one replica is told about itself, and the limits that bound it.
 
 use anabranch_model::{FolderId, Names, ReplicaId};
-use anabranch_net::message::PAGE_BYTES_MAX;
+use anabranch_net::message::{PAGE_BYTES_MAX, PIECE_BYTES_MAX};
 
 /// Where fresh replica ids come from: random bits in the program, the seed in the simulator.
 pub type FreshIds = Box<dyn FnMut() -> ReplicaId + Send>;
@@ -47,6 +47,12 @@ pub struct Limits {
     pub window_items: usize,
     /// Bytes of content wanted or on their way at once.
     pub window_bytes: u64,
+    /// Bytes of one piece of content, at most; what is larger is a large file, and comes in pieces.
+    pub piece_bytes: u32,
+    /// So many new bytes of a large file are worth a note of how far it has come.
+    pub note_bytes: u64,
+    /// How often such notes are written at most.
+    pub note_every: u64,
     /// Bytes of one page of records, about: a pass is taken in page by page.
     pub page_bytes: usize,
     /// Staging quota in bytes; a larger file still gets through, alone.
@@ -78,6 +84,9 @@ impl Default for Limits {
             batch_wait_many: 120_000,
             window_items: 4096,
             window_bytes: 32 << 20,
+            piece_bytes: PIECE_BYTES_MAX,
+            note_bytes: 8 << 20,
+            note_every: 2_000_000,
             page_bytes: PAGE_BYTES_MAX,
             staging_bytes: 4 << 30,
             sync_all_from: 12,

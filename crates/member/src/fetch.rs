@@ -16,6 +16,7 @@ use anabranch_volume::hash::read_hash;
 use crate::events::EventKind;
 use crate::install::Ready;
 use crate::nodes;
+use crate::partial::{Incoming, Partial};
 use crate::replica::{LinkId, Partner, Replica, Result};
 use crate::tables;
 
@@ -31,17 +32,17 @@ const REQUESTS: usize = 6;
 /// One content that is wanted.
 pub(crate) struct Wanted<File> {
     version: Version,
-    hash: Hash,
-    size: u64,
+    pub(crate) hash: Hash,
+    pub(crate) size: u64,
     /// Links whose partner does not hold it.
     refused: BTreeSet<LinkId>,
     /// The link that it is asked of.
     asked: Option<LinkId>,
     /// Bytes asked for so far, and written so far.
     asked_to: u64,
-    received: u64,
+    pub(crate) received: u64,
     /// Of a large file: its private file and the hash of what was received.
-    file: Option<(Vec<u8>, File, Box<blake3::Hasher>)>,
+    pub(crate) file: Option<Incoming<File>>,
 }
 
 struct Request {
@@ -58,6 +59,11 @@ pub(crate) struct Fetching<File> {
     next_request: u64,
     bytes: u64,
     pub(crate) retry_at: Option<Hlc>,
+    /// What was fetched of large files before the last start and is not gone on with yet.
+    pub(crate) kept: BTreeMap<Uid, Partial>,
+    /// UIDs with a row that says how far they have come, and when the rows are written anew.
+    pub(crate) noted: BTreeSet<Uid>,
+    pub(crate) note_at: Option<Hlc>,
 }
 
 impl<File> Default for Fetching<File> {
@@ -69,6 +75,9 @@ impl<File> Default for Fetching<File> {
             next_request: 1,
             bytes: 0,
             retry_at: None,
+            kept: BTreeMap::new(),
+            noted: BTreeSet::new(),
+            note_at: None,
         }
     }
 }
@@ -93,11 +102,21 @@ impl<File> Fetching<File> {
         self.wanted.len()
     }
 
-    pub(crate) fn forget(&mut self, uid: Uid) {
-        if let Some(wanted) = self.wanted.remove(&uid) {
-            self.bytes = self.bytes.saturating_sub(Self::weight(wanted.size));
-            self.idle.remove(&uid);
-        }
+    /// Wants a content no longer. `true`: something of it lies in its private file.
+    pub(crate) fn forget(&mut self, uid: Uid) -> bool {
+        let Some(wanted) = self.wanted.remove(&uid) else { return false };
+        self.bytes = self.bytes.saturating_sub(Self::weight(wanted.size));
+        self.idle.remove(&uid);
+        wanted.file.is_some()
+    }
+
+    pub(crate) fn wanted(&self) -> impl Iterator<Item = &Wanted<File>> {
+        self.wanted.values()
+    }
+
+    /// Large files of which something was received.
+    pub(crate) fn incoming(&mut self) -> impl Iterator<Item = (&Uid, &mut Wanted<File>)> {
+        self.wanted.iter_mut().filter(|(_, wanted)| wanted.file.is_some())
     }
 
     /// Is more content on its way?
@@ -157,29 +176,37 @@ where
     F::Dir: Send + Sync,
     F::File: Send,
 {
-    /// Wants a content. `false`: the window is full, ask later.
-    pub(crate) fn want(&mut self, uid: Uid, facet: &ContentFacet) -> bool {
-        let Content::File { size, hash } = facet.value else { return true };
+    /// Wants a content, in a transaction. `false`: the window is full, ask later.
+    pub(crate) fn want(&mut self, uid: Uid, facet: &ContentFacet) -> Result<bool> {
+        let Content::File { size, hash } = facet.value else { return Ok(true) };
         if self.fetching.wants(uid, &hash) {
-            return true;
+            return Ok(true);
         }
-        self.fetching.forget(uid);
+        if self.fetching.kept.get(&uid).is_none_or(|kept| kept.hash != hash) {
+            self.stop_fetching(uid)?;
+        }
+        let large = size > u64::from(self.config.limits.piece_bytes);
+        if large {
+            self.make_room_in_staging(uid, size)?;
+        }
         let limits = &self.config.limits;
         let weight = Fetching::<F::File>::weight(size);
         let full = self.fetching.wanted.len() + self.ready.len() >= limits.window_items
             || self.fetching.bytes + self.ready.small_bytes() + weight > limits.window_bytes
-            || (size > u64::from(PIECE_BYTES_MAX) && self.staged_bytes() + size > limits.staging_bytes);
+            || (large && self.staged_bytes(uid) + size > limits.staging_bytes);
         if full && !(self.fetching.is_empty() && self.ready.len() == 0) {
-            return false;
+            return Ok(false);
         }
+        let (file, received) = self.go_on_with(uid, &hash)?.unzip();
+        let received = received.unwrap_or(0);
         self.fetching.bytes += weight;
         self.fetching.idle.insert(uid);
         let version = facet.written.version;
         self.fetching.wanted.insert(
             uid,
-            Wanted { version, hash, size, refused: BTreeSet::new(), asked: None, asked_to: 0, received: 0, file: None },
+            Wanted { version, hash, size, refused: BTreeSet::new(), asked: None, asked_to: received, received, file },
         );
-        true
+        Ok(true)
     }
 
     /// Is there room for a large file, besides those on their way? How much is missing, where there is not.
@@ -190,10 +217,11 @@ where
         self.fs.room().map_or(0, |room| needed.saturating_sub(room.free))
     }
 
-    /// Bytes of large files on their way or waiting for their install.
-    fn staged_bytes(&self) -> u64 {
-        let large = |size: u64| if size > u64::from(PIECE_BYTES_MAX) { size } else { 0 };
-        self.fetching.wanted.values().map(|w| large(w.size)).sum::<u64>() + self.ready.large_bytes()
+    /// Bytes of large files on their way, waiting for their install, or kept since before the start; but for one.
+    pub(crate) fn staged_bytes(&self, but: Uid) -> u64 {
+        let large = |size: u64| if size > u64::from(self.config.limits.piece_bytes) { size } else { 0 };
+        let kept = self.fetching.kept.iter().filter(|(uid, _)| **uid != but).map(|(_, partial)| partial.received());
+        self.fetching.wanted.values().map(|w| large(w.size)).chain(kept).sum::<u64>() + self.ready.large_bytes()
     }
 
     /// Asks partners for what is wanted and not yet asked for.
@@ -258,6 +286,7 @@ where
 
     /// Makes one request of a partner; `false` if there is nothing to ask of it.
     fn ask(&mut self, link: LinkId) -> bool {
+        let piece = self.config.limits.piece_bytes;
         let mut wants = Vec::new();
         let mut bytes = 0;
         let mut done = Vec::new();
@@ -274,13 +303,13 @@ where
             }
             wanted.asked = Some(link);
             while wanted.asked_to < wanted.size && bytes < REQUEST_BYTES && wants.len() < WANTS_MAX {
-                let length = (wanted.size - wanted.asked_to).min(u64::from(PIECE_BYTES_MAX));
+                let length = (wanted.size - wanted.asked_to).min(u64::from(piece));
                 wants.push(Want {
                     uid: *uid,
                     version: wanted.version,
                     hash: wanted.hash,
                     offset: wanted.asked_to,
-                    length: u32::try_from(length).unwrap_or(PIECE_BYTES_MAX),
+                    length: u32::try_from(length).unwrap_or(piece),
                 });
                 wanted.asked_to += length;
                 bytes += length + 64;
@@ -356,7 +385,7 @@ where
         if wanted.hash != want.hash || wanted.asked != Some(link) || want.offset != wanted.received {
             return Ok(());
         }
-        if wanted.size <= u64::from(PIECE_BYTES_MAX) {
+        if wanted.size <= u64::from(self.config.limits.piece_bytes) {
             if *blake3::hash(&bytes).as_bytes() != wanted.hash {
                 self.wrong_content(link, want);
                 return Ok(());
@@ -371,12 +400,9 @@ where
             let path = self.record_path(want.uid)?;
             self.report_once(EventKind::StagingFull, format!("{path}: {error}"));
             // What was received gives its room back: the others must not wait for it.
-            if let Some((name, _, _)) = self.fetching.wanted.get_mut(&want.uid).and_then(|w| w.file.take())
-                && let Err(error) = self.fs.remove_file(&self.private.staging, &name)
-            {
-                self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
-            }
-            self.fetching.forget(want.uid);
+            self.records.begin()?;
+            self.stop_fetching(want.uid)?;
+            self.records.commit()?;
             self.due_at(want.uid, crate::replica::Waiting::Failed);
             self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
             return Ok(());
@@ -388,28 +414,40 @@ where
             }
             return Ok(());
         }
-        let Some((name, _, hasher)) = wanted.file.take() else { return Ok(()) };
-        if *hasher.finalize().as_bytes() != wanted.hash {
-            if let Err(error) = self.fs.remove_file(&self.private.staging, &name) {
-                self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
+        let Some(incoming) = wanted.file.take() else { return Ok(()) };
+        if *incoming.hasher.finalize().as_bytes() != wanted.hash {
+            self.records.begin()?;
+            self.drop_partial(want.uid)?;
+            self.records.commit()?;
+            if incoming.resumed {
+                // Which part is wrong cannot be told, so nobody is to blame: once more, from the beginning.
+                self.begin_again(want.uid);
+            } else {
+                self.wrong_content(link, want);
             }
-            self.wrong_content(link, want);
             return Ok(());
         }
         let size = wanted.size;
         self.fetching.forget(want.uid);
-        self.ready.insert(want.uid, Ready::Staged { name, size, hash: want.hash });
+        self.ready.insert(want.uid, Ready::Staged { name: private_name(want.uid), size, hash: want.hash });
         self.due_now(want.uid);
         Ok(())
     }
 
     /// What came is not what was asked for: it is asked of another, and of this one again later.
     fn wrong_content(&mut self, link: LinkId, want: &Want) {
-        if let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) {
-            wanted.received = 0;
-            wanted.file = None;
-        }
+        self.begin_again(want.uid);
         self.refuse(link, want, true);
+    }
+
+    pub(crate) fn begin_again(&mut self, uid: Uid) {
+        if let Some(wanted) = self.fetching.wanted.get_mut(&uid) {
+            wanted.received = 0;
+            wanted.asked_to = 0;
+            wanted.asked = None;
+            wanted.file = None;
+            self.fetching.idle.insert(uid);
+        }
     }
 
     /// Writes a piece behind what was received of a large file.
@@ -424,9 +462,9 @@ where
                 }
                 other => other?,
             };
-            wanted.file = Some((name, file, Box::new(blake3::Hasher::new())));
+            wanted.file = Some(Incoming::new(file));
         }
-        if let Some((_, file, hasher)) = &mut wanted.file {
+        if let Some(Incoming { file, hasher, points, .. }) = &mut wanted.file {
             crate::install::write_sparse(&self.fs, file, bytes, want.offset)?;
             hasher.update(bytes);
             wanted.received += bytes.len() as u64;
@@ -434,6 +472,10 @@ where
             let begun = wanted.received - wanted.received % WRITE_BACK_BYTES;
             if begun > want.offset {
                 self.fs.begin_write_back(file, begun - WRITE_BACK_BYTES, WRITE_BACK_BYTES);
+            }
+            let noted = points.last().map_or(0, |p| p.length);
+            if wanted.received >= noted + self.config.limits.note_bytes {
+                self.fetching.note_at.get_or_insert(Hlc(self.now.0 + self.config.limits.note_every));
             }
         }
         Ok(())
@@ -455,7 +497,7 @@ where
             if !self.fs.stat_file(&file).is_ok_and(|s| same(&s.object) && s.stamp.size == size) {
                 continue;
             }
-            if size <= u64::from(PIECE_BYTES_MAX) {
+            if size <= u64::from(self.config.limits.piece_bytes) {
                 let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
                 let whole = self.fs.read_at(&file, &mut bytes, 0).is_ok_and(|n| n as u64 == size);
                 if whole && blake3::hash(&bytes).as_bytes() == hash {

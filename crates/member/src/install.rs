@@ -12,7 +12,7 @@ use std::time::Duration;
 use anabranch_engine::Rule;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{AttributesFacet, Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
-use anabranch_net::message::{Message, PIECE_BYTES_MAX};
+use anabranch_net::message::Message;
 use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
 use anabranch_volume::walk::share_out;
 
@@ -73,6 +73,14 @@ impl ReadySet {
 
     pub(crate) fn len(&self) -> usize {
         self.items.len()
+    }
+
+    /// Files that wait in staging: UID, size, hash.
+    pub(crate) fn staged(&self) -> impl Iterator<Item = (Uid, u64, Hash)> {
+        self.items.iter().filter_map(|(uid, ready)| match ready {
+            Ready::Staged { size, hash, .. } => Some((*uid, *size, *hash)),
+            Ready::Bytes { .. } => None,
+        })
     }
 
     /// Bytes that wait in memory.
@@ -394,11 +402,11 @@ where
         let node = nodes::of(self.records.kv(), uid)?;
         let (shown, node) = match (shown, node) {
             (None, None) => {
-                self.drop_content(uid);
+                self.drop_content(uid)?;
                 return Ok(Looked::Done);
             }
             (None, Some(node)) => {
-                self.drop_content(uid);
+                self.drop_content(uid)?;
                 return if node.is_dir() {
                     self.take_out_dir(batch, uid, &node, depth)
                 } else {
@@ -437,19 +445,18 @@ where
         let Some(facet) = record.content.clone() else { return Ok(Looked::Done) };
         match node {
             Some(node) if node.content.as_ref().is_some_and(|c| c.value == facet.value) => {
-                self.drop_content(uid);
+                self.drop_content(uid)?;
                 self.same_content(batch, &record, &facet, node)
             }
             node => self.plan_install(batch, &record, facet, &parent, name, node, depth),
         }
     }
 
-    fn drop_content(&mut self, uid: Uid) {
-        self.fetching.forget(uid);
-        if let Some(Ready::Staged { name, .. }) = self.ready.remove(uid)
-            && let Err(error) = self.fs.remove_file(&self.private.staging, &name)
-        {
-            self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
+    fn drop_content(&mut self, uid: Uid) -> Result<()> {
+        self.stop_fetching(uid)?;
+        match self.ready.remove(uid) {
+            Some(Ready::Staged { .. }) => self.drop_partial(uid),
+            _ => Ok(()),
         }
     }
 
@@ -1029,7 +1036,7 @@ where
         let uid = record.uid;
         if let Content::File { size, hash } = &facet.value {
             if self.ready.get(uid).is_some_and(|r| r.hash() != hash) {
-                self.drop_content(uid);
+                self.drop_content(uid)?;
             }
             if self.ready.get(uid).is_none() {
                 let here = if *size == 0 {
@@ -1037,15 +1044,19 @@ where
                 } else if self.fetching.wants(uid, hash) {
                     None
                 } else {
-                    self.reuse(uid, *size, hash)?.inspect(|_| self.counters.reused += 1)
+                    match self.kept_whole(uid, *size, hash)? {
+                        None => self.reuse(uid, *size, hash)?.inspect(|_| self.counters.reused += 1),
+                        whole => whole,
+                    }
                 };
                 match here {
                     Some(ready) => {
                         self.ready.insert(uid, ready);
                     }
                     None => {
-                        let missing = if *size > u64::from(PIECE_BYTES_MAX) && !self.fetching.wants(uid, hash) {
-                            self.room_missing(*size)
+                        let large = *size > u64::from(self.config.limits.piece_bytes);
+                        let missing = if large && !self.fetching.wants(uid, hash) {
+                            self.room_missing_for(uid, *size)?
                         } else {
                             0
                         };
@@ -1057,7 +1068,7 @@ where
                             );
                             return Ok(Looked::Wait(Waiting::Failed));
                         }
-                        self.want(uid, &facet);
+                        self.want(uid, &facet)?;
                         return Ok(Looked::Wait(Waiting::Content));
                     }
                 }
@@ -1236,6 +1247,7 @@ where
             self.local_change(parent, &name);
         }
         self.take_up_parked()?;
+        self.distrust_staging()?;
         self.waiting.clear();
         self.walk_done = false;
         self.work_from.clear();
@@ -1631,6 +1643,9 @@ where
             }
             result
         };
+        if result.is_err() {
+            self.forget_staged()?;
+        }
         result.map_err(|source| crate::replica::Stop::Private {
             path: "the volume (cannot make names durable)".into(),
             source,
@@ -1651,7 +1666,7 @@ where
             } else if let (Content::File { size, hash }, Some(Ready::Staged { .. })) =
                 (&install.facet.value, self.ready.get(uid))
             {
-                debug_assert!(*size > u64::from(PIECE_BYTES_MAX) || hash.len() == 32);
+                debug_assert!(*size > u64::from(self.config.limits.piece_bytes) || hash.len() == 32);
             } else if let Err(error) = self.fs.remove_file(&self.private.staging, &install.private)
                 && error.kind() != io::ErrorKind::NotFound
             {
@@ -1720,6 +1735,7 @@ where
         self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(uid))?;
         self.fetching.forget(uid);
         self.ready.remove(uid);
+        self.drop_note(uid)?;
         self.counters.installs += 1;
         held.push(uid);
         // What changed of it while it was installed is met again.

@@ -22,6 +22,7 @@ mod link;
 mod lost;
 mod nodes;
 mod observe;
+mod partial;
 mod replica;
 mod serve;
 mod start;

@@ -842,6 +842,7 @@ where
             // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
             self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
             self.drop_batch(batch)?;
+            self.distrust_staging()?;
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{ChangeError, Records, ResolveScope};
-use anabranch_model::{ChangeNumber, FolderId, Hash, Hlc, Knowledge, Names, ReplicaId, Uid, Version};
+use anabranch_model::{ChangeNumber, FolderId, Hlc, Knowledge, Names, ReplicaId, Uid, Version};
 use anabranch_net::message::{Acknowledgement, Envelope, Mark, Message};
 use anabranch_volume::fs::{Fs, Object};
 use anabranch_volume::watch::Hint;
@@ -149,8 +149,8 @@ pub(crate) struct Link {
     pub(crate) told_serials: BTreeMap<String, u64>,
     /// Downstream: content that it asked for and we did not hold.
     pub(crate) refused: BTreeSet<Uid>,
-    /// Downstream: content that it was sent to the end.
-    pub(crate) served: BTreeMap<Uid, Hash>,
+    /// Downstream: content that it was sent from the beginning.
+    pub(crate) served: BTreeMap<Uid, crate::serve::Served>,
     /// Upstream: its pass waits because of a clock ahead.
     pub(crate) ahead: bool,
     /// Its clock minus ours, microseconds, when the link was opened.
@@ -176,6 +176,8 @@ pub struct Counters {
     pub taken_back: u64,
     /// Found in use before the exchange.
     pub in_use: u64,
+    /// Bytes of large files that were received before the last start, and not again.
+    pub resumed: u64,
     /// Bytes of content received.
     pub content_received: u64,
     /// Bytes of content sent.
@@ -340,6 +342,7 @@ where
             &mut self.ahead_retry,
             &mut self.hold_until,
             &mut self.fetching.retry_at,
+            &mut self.fetching.note_at,
         ];
         single.into_iter().flatten().for_each(back);
         self.later.values_mut().for_each(back);
@@ -394,6 +397,7 @@ where
             later,
             self.resolve_at,
             self.fetching.retry_at,
+            self.fetching.note_at,
             self.ahead_retry,
             self.lately_due(),
             beat,
@@ -443,6 +447,9 @@ where
             self.work()?;
         }
         self.fetch()?;
+        if self.fetching.note_at.is_some_and(|at| at <= now) {
+            self.note_partials(false)?;
+        }
         self.look_for_forgotten()?;
         if self.resolve_at.is_some_and(|at| at <= now) {
             self.resolve(ResolveScope::All)?;
@@ -466,6 +473,7 @@ where
     /// # Errors
     /// [`Stop::Database`].
     pub fn close(&mut self) -> Result<()> {
+        self.note_partials(true)?;
         self.records.begin()?;
         self.records.kv_mut().put(Table::Meta, Meta::CLEAN, &[1])?;
         self.records.commit()?;

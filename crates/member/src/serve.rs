@@ -6,13 +6,20 @@ use anabranch_net::message::{MESSAGE_BYTES_MAX, Message, PIECE_BYTES_MAX, Piece,
 use anabranch_volume::fs::{FileStamp, Fs};
 
 use crate::nodes;
-use crate::replica::{LinkId, Replica, Result};
+use crate::replica::{Link, LinkId, Replica, Result};
 use crate::tables;
 
 /// Bytes of content in one answer.
 const ANSWER_BYTES: usize = 1 << 20;
 /// UIDs remembered for a partner whose content was not here.
 const REFUSED_MAX: usize = 4096;
+
+/// What a partner was sent of a content, from its beginning on.
+pub(crate) struct Served {
+    hash: Hash,
+    length: u64,
+    whole: bool,
+}
 
 /// A content that is being served: its file, and the stamp under which it is what was asked for.
 struct Source<File> {
@@ -31,22 +38,28 @@ where
         let mut pieces: Vec<Piece> = Vec::new();
         let (mut first, mut bytes) = (0, 0);
         let mut open: Option<Source<F::File>> = None;
+        let mut doubted = None;
         for (at, want) in wants.iter().enumerate() {
-            let again =
-                want.offset == 0 && self.links.get(&id).is_some_and(|l| l.served.get(&want.uid) == Some(&want.hash));
+            let before = |link: &Link| link.served.get(&want.uid).is_some_and(|s| s.whole && s.hash == want.hash);
+            let again = want.offset == 0 && self.links.get(&id).is_some_and(before);
             let piece = if again {
                 self.doubt_content(want.uid)?;
+                doubted = Some(want.uid);
+                Piece::Busy
+            } else if doubted == Some(want.uid) {
                 Piece::Busy
             } else {
                 self.piece(want, &mut open)?
             };
             if let Some(link) = self.links.get_mut(&id) {
-                let end = want.offset + u64::from(want.length);
-                let whole = open.as_ref().is_some_and(|s| end >= s.stamp.size);
+                let length = want.offset + u64::from(want.length);
+                let whole = open.as_ref().is_some_and(|s| length >= s.stamp.size);
+                let sent = link.served.get(&want.uid).filter(|s| s.hash == want.hash).map_or(0, |s| s.length);
                 if again || link.served.len() >= REFUSED_MAX {
                     link.served.remove(&want.uid);
-                } else if whole && matches!(piece, Piece::Data(_)) {
-                    link.served.insert(want.uid, want.hash);
+                } else if (want.offset == 0 || want.offset == sent) && matches!(piece, Piece::Data(_)) {
+                    // Not what was asked for before the beginning was refused: that goes nowhere.
+                    link.served.insert(want.uid, Served { hash: want.hash, length, whole });
                 }
             }
             if piece == Piece::NotHeld

@@ -239,6 +239,9 @@ where
         }
         self.recover_preserved()?;
         let synced = self.fs.sync_all();
+        if synced.is_err() {
+            self.forget_staged()?;
+        }
         synced.map_err(|source| Stop::Private { path: "the volume".into(), source })?;
         self.records.commit()?;
         Ok(())
@@ -460,18 +463,6 @@ where
 
     pub(crate) fn preserved_dir(&self, reason: Reason) -> F::Dir {
         if reason == Reason::PreExisting { self.private.pre_existing.clone() } else { self.private.conflict.clone() }
-    }
-
-    /// Private files of before: none of them is in the tree, and all of them can be had again.
-    fn clear_staging(&mut self) -> Result<()> {
-        let failed = |source| Stop::Private { path: "staging".into(), source };
-        let staging = self.private.staging.clone();
-        for entry in self.fs.list(&staging).map_err(failed)? {
-            if entry.name.starts_with(b"f-") {
-                self.fs.remove_file(&staging, &entry.name).map_err(failed)?;
-            }
-        }
-        Ok(())
     }
 
     /// Is the root where it was? If not, the folder stands still, and nothing is deleted (design, section 5).

@@ -74,17 +74,26 @@ pub fn hash_file<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<Hashing
 /// Any error of the file system.
 pub fn read_hash<F: Fs>(fs: &F, file: &F::File, size: u64) -> io::Result<Option<Hash>> {
     let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; BUFFER_BYTES.min(usize::try_from(size).unwrap_or(BUFFER_BYTES).max(1))];
-    let mut offset = 0;
-    while offset < size {
-        let length = BUFFER_BYTES.min(usize::try_from(size - offset).unwrap_or(BUFFER_BYTES));
-        let Some(part) = buffer.get_mut(..length) else { break };
+    let whole = read_into(fs, file, &mut hasher, 0, size)?;
+    Ok(whole.then(|| *hasher.finalize().as_bytes()))
+}
+
+/// Hashes the bytes of an open file from `from` up to `to`; `false` if it is shorter.
+///
+/// # Errors
+/// Any error of the file system.
+pub fn read_into<F: Fs>(fs: &F, file: &F::File, hasher: &mut blake3::Hasher, from: u64, to: u64) -> io::Result<bool> {
+    let mut offset = from;
+    let left = |offset: u64| usize::try_from(to.saturating_sub(offset)).unwrap_or(BUFFER_BYTES).min(BUFFER_BYTES);
+    let mut buffer = vec![0; left(offset).max(1)];
+    while offset < to {
+        let Some(part) = buffer.get_mut(..left(offset)) else { break };
         let count = fs.read_at(file, part, offset)?;
         if count == 0 {
-            return Ok(None);
+            return Ok(false);
         }
         hasher.update(&part[..count]);
         offset += count as u64;
     }
-    Ok(Some(*hasher.finalize().as_bytes()))
+    Ok(true)
 }
