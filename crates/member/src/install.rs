@@ -1205,12 +1205,12 @@ where
             return Ok(Ok(()));
         }
         let count = batch.files.len() + batch.dirs.len() + batch.unopened;
-        if count == 0 {
-            return Ok(Ok(()));
-        }
         if let Err(error) = std::mem::replace(&mut batch.begun, Ok(())) {
             batch.files.clear();
             return Ok(Err(error));
+        }
+        if count == 0 {
+            return Ok(Ok(()));
         }
         let result = if count >= self.config.limits.sync_all_from || batch.unopened > 0 {
             self.fs.sync_all()
