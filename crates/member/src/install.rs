@@ -1806,7 +1806,7 @@ fn prepare<F: Fs>(fs: &F, staging: &F::Dir, plan: &Planned<F>, ready: Option<&Re
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
                 _ => {}
             }
-            fs.create_symlink(staging, &private, target)?;
+            fs.create_symlink_for(staging, &private, target, &plan.dir)?;
             let attributes = match wanted {
                 Some(wanted) => fs.write_attributes(staging, &private, wanted)?,
                 None => fs.read_attributes(staging, &private)?,

@@ -181,6 +181,10 @@ pub trait Fs {
     fn create_dir(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<()>;
     /// Makes a symlink.
     fn create_symlink(&self, dir: &Self::Dir, name: &[u8], target: &[u8]) -> io::Result<()>;
+    /// Makes a symlink that will be renamed into `home`, which may not take every symlink (project quotas).
+    fn create_symlink_for(&self, dir: &Self::Dir, name: &[u8], target: &[u8], _home: &Self::Dir) -> io::Result<()> {
+        self.create_symlink(dir, name, target)
+    }
 
     /// Reads mode, owners by number and name, and the carried xattrs of an entry (which must not be a symlink; for one,
     /// owners only).

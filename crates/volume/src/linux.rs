@@ -20,6 +20,7 @@ mod locate;
 mod look;
 mod open;
 mod principals;
+mod project;
 
 use std::fmt;
 use std::io;
@@ -30,6 +31,7 @@ use std::time::Duration;
 
 use anabranch_model::{Attributes, Timestamp};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags, RenameFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::io::Errno;
 
 use crate::fs::{Abilities, Entry, Fs, Kind, Lease, Object, Room, Stat};
 
@@ -302,6 +304,10 @@ impl Fs for LinuxFs {
         Ok(rustix::fs::symlinkat(target, dir, component(name)?)?)
     }
 
+    fn create_symlink_for(&self, dir: &LinuxDir, name: &[u8], target: &[u8], home: &LinuxDir) -> io::Result<()> {
+        project::symlink_for(dir.as_fd(), name, target, home.as_fd(), &self.inner.place)
+    }
+
     fn read_attributes(&self, dir: &LinuxDir, name: &[u8]) -> io::Result<Attributes> {
         let fd = open::pin(dir.as_fd(), name, OFlags::empty())?;
         let s = look::check_home(fd.as_fd(), &self.inner.place)?;
@@ -352,11 +358,25 @@ impl Fs for LinuxFs {
     }
 
     fn rename_new(&self, from: &LinuxDir, old: &[u8], to: &LinuxDir, new: &[u8]) -> io::Result<()> {
-        Ok(rustix::fs::renameat_with(from, component(old)?, to, component(new)?, RenameFlags::NOREPLACE)?)
+        let (before, after) = (component(old)?, component(new)?);
+        let rename = || rustix::fs::renameat_with(from, before, to, after, RenameFlags::NOREPLACE);
+        match rename() {
+            Err(Errno::XDEV) if project::join(from.as_fd(), old, to.as_fd(), &self.inner.place)? => Ok(rename()?),
+            other => Ok(other?),
+        }
     }
 
     fn exchange(&self, one: &LinuxDir, name: &[u8], other: &LinuxDir, with: &[u8]) -> io::Result<()> {
-        Ok(rustix::fs::renameat_with(one, component(name)?, other, component(with)?, RenameFlags::EXCHANGE)?)
+        let (here, there) = (component(name)?, component(with)?);
+        let exchange = || rustix::fs::renameat_with(one, here, other, there, RenameFlags::EXCHANGE);
+        match exchange() {
+            Err(Errno::XDEV) => {
+                let joined = project::join(one.as_fd(), name, other.as_fd(), &self.inner.place)?;
+                let back = project::join(other.as_fd(), with, one.as_fd(), &self.inner.place)?;
+                if joined || back { Ok(exchange()?) } else { Err(Errno::XDEV.into()) }
+            }
+            done => Ok(done?),
+        }
     }
 
     fn remove_file(&self, dir: &LinuxDir, name: &[u8]) -> io::Result<()> {
