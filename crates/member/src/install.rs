@@ -231,6 +231,13 @@ where
         if self.phase == Phase::Joining || !self.root_is_there()? {
             return Ok(());
         }
+        self.lift()?;
+        let done = self.work_on_batch();
+        let lowered = self.lower(done.is_ok());
+        done.and(lowered)
+    }
+
+    fn work_on_batch(&mut self) -> Result<()> {
         let now = self.now;
         let late: Vec<_> = self.waiting.iter().filter(|(_, (at, _))| *at <= now).map(|(k, _)| k.clone()).collect();
         for key in late {
@@ -498,6 +505,9 @@ where
     }
 
     fn failed(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<Waiting> {
+        if self.denied(&[parent], error) {
+            return Ok(Waiting::Order);
+        }
         let path = String::from_utf8_lossy(&self.node_path(parent, name)?).into_owned();
         self.report_once(EventKind::CannotInstall, format!("{path}: {error}"));
         Ok(Waiting::Failed)
@@ -548,6 +558,9 @@ where
         let name = parked_name(&node);
         let known = self.as_known(&dir, &node);
         if let Err(error) = self.fs.rename_new(&dir, &node.name, &self.private.staging, &name) {
+            if self.denied(&[node.parent, node.id], &error) {
+                return Ok(Err(Waiting::Order));
+            }
             return Ok(Err(self.failed(node.parent, &node.name, &error)?));
         }
         batch.dirs.extend([node.parent, STAGING_NODE]);
@@ -627,6 +640,10 @@ where
                 self.local_change(node.parent, &node.name);
                 self.local_change(parent.id, name);
                 return Ok(Err(Waiting::LocalChange));
+            }
+            // Its own ".." is written too where it is a directory.
+            if self.denied(&[node.parent, parent.id, node.id], &error) {
+                return Ok(Err(Waiting::Order));
             }
             return Ok(Err(self.failed(parent.id, name, &error)?));
         }

@@ -18,6 +18,7 @@ mod fetch;
 pub mod host;
 mod install;
 mod kept;
+mod lift;
 mod link;
 mod lost;
 mod nodes;

@@ -240,6 +240,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) waiting: BTreeMap<Vec<u8>, (Hlc, Waiting)>,
     pub(crate) ready: ReadySet,
     pub(crate) fetching: Fetching<F::File>,
+    /// Directories that their owner may not write.
+    pub(crate) lifting: crate::lift::Lifting<F::Dir>,
     /// Directories of a joining replica that are still to be compared.
     pub(crate) adopting: Option<Vec<NodeId>>,
     /// Nothing lay in the tree of this joining replica when it last asked for a page.

@@ -109,6 +109,7 @@ where
             waiting: BTreeMap::new(),
             ready: ReadySet::default(),
             fetching: Fetching::default(),
+            lifting: crate::lift::Lifting::default(),
             adopting: None,
             joins_empty: false,
             nobody: BTreeMap::new(),
@@ -210,6 +211,7 @@ where
         }
         self.clear_staging()?;
         self.take_up_parked()?;
+        self.lower_what_was_left()?;
         self.look_at_last_preserved()?;
         if !new && place.as_deref() != Some(&self.config.place[..]) {
             self.take_fresh_id(None)?;

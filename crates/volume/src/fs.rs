@@ -223,6 +223,8 @@ pub trait Fs {
         self.set_mtime(dir, name, mtime)?;
         Ok((self.stat(dir, name)?.ok_or(io::ErrorKind::NotFound)?, attributes))
     }
+    /// Sets the permission bits of a directory, and nothing else.
+    fn set_mode(&self, dir: &Self::Dir, mode: u32) -> io::Result<()>;
     /// Sets the modification time of an entry, not following symlinks.
     fn set_mtime(&self, dir: &Self::Dir, name: &[u8], mtime: Timestamp) -> io::Result<()>;
 

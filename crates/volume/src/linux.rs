@@ -351,6 +351,11 @@ impl Fs for LinuxFs {
         Ok((stat, attributes))
     }
 
+    fn set_mode(&self, dir: &LinuxDir, mode: u32) -> io::Result<()> {
+        let path = proc_path(dir.as_fd());
+        Ok(rustix::fs::chmodat(CWD, path.path(), Mode::from_raw_mode(mode), AtFlags::empty())?)
+    }
+
     fn set_mtime(&self, dir: &LinuxDir, name: &[u8], mtime: Timestamp) -> io::Result<()> {
         let fd = open::pin(dir.as_fd(), name, OFlags::empty())?;
         look::check_home(fd.as_fd(), &self.inner.place)?;

@@ -15,6 +15,13 @@ impl SimFs {
         if dir.epoch == disk.epoch { Ok(dir.inode) } else { Err(error(libc::EBADF)) }
     }
 
+    /// A directory that the member's process may change: root any, another its own where the mode lets it.
+    fn changeable(disk: &Disk, dir: &SimDir) -> io::Result<u64> {
+        let number = Self::dir(disk, dir)?;
+        let allowed = disk.config.process == 0 || disk.inode(number)?.now.attributes.mode & 0o200 != 0;
+        if allowed { Ok(number) } else { Err(error(libc::EACCES)) }
+    }
+
     fn file(disk: &Disk, file: &SimFile) -> io::Result<u64> {
         if file.epoch == disk.epoch { Ok(file.inode) } else { Err(error(libc::EBADF)) }
     }
@@ -185,7 +192,7 @@ impl Fs for SimFs {
 
     fn create_file(&self, dir: &SimDir, name: &[u8]) -> io::Result<SimFile> {
         let mut disk = self.enter(Call::CreateFile)?;
-        let dir = Self::dir(&disk, dir)?;
+        let dir = Self::changeable(&disk, dir)?;
         let number = disk.put_new(dir, name, |disk| {
             let attributes = disk.default_attributes(0o600, disk.config.process);
             disk.add_inode(Kind::File, attributes, Arc::clone(&disk.no_data))
@@ -242,7 +249,7 @@ impl Fs for SimFs {
 
     fn create_dir(&self, dir: &SimDir, name: &[u8]) -> io::Result<()> {
         let mut disk = self.enter(Call::CreateDir)?;
-        let dir = Self::dir(&disk, dir)?;
+        let dir = Self::changeable(&disk, dir)?;
         disk.put_new(dir, name, |disk| {
             let attributes = disk.default_attributes(0o700, disk.config.process);
             disk.add_inode(Kind::Directory, attributes, Arc::clone(&disk.no_data))
@@ -252,7 +259,7 @@ impl Fs for SimFs {
 
     fn create_symlink(&self, dir: &SimDir, name: &[u8], target: &[u8]) -> io::Result<()> {
         let mut disk = self.enter(Call::CreateSymlink)?;
-        let dir = Self::dir(&disk, dir)?;
+        let dir = Self::changeable(&disk, dir)?;
         if target.is_empty() || target.len() > 4095 {
             return Err(error(libc::ENAMETOOLONG));
         }
@@ -300,6 +307,16 @@ impl Fs for SimFs {
         Ok(now)
     }
 
+    fn set_mode(&self, dir: &SimDir, mode: u32) -> io::Result<()> {
+        let mut disk = self.enter(Call::WriteAttributes)?;
+        let number = Self::dir(&disk, dir)?;
+        let mut now = Attributes::clone(&disk.inode(number)?.now.attributes);
+        now.mode = mode & 0o7777;
+        disk.inode_mut(number)?.now.attributes = Arc::new(now);
+        disk.hint_inode(number, false);
+        disk.touch(number, false)
+    }
+
     fn set_mtime(&self, dir: &SimDir, name: &[u8], mtime: Timestamp) -> io::Result<()> {
         let mut disk = self.enter(Call::SetMtime)?;
         let number = disk.existing(Self::dir(&disk, dir)?, name)?;
@@ -312,25 +329,25 @@ impl Fs for SimFs {
 
     fn rename_new(&self, from: &SimDir, old: &[u8], to: &SimDir, new: &[u8]) -> io::Result<()> {
         let mut disk = self.enter(Call::RenameNew)?;
-        let (from, to) = (Self::dir(&disk, from)?, Self::dir(&disk, to)?);
+        let (from, to) = (Self::changeable(&disk, from)?, Self::changeable(&disk, to)?);
         disk.rename((from, old), (to, new), false).map(drop)
     }
 
     fn exchange(&self, one: &SimDir, name: &[u8], other: &SimDir, with: &[u8]) -> io::Result<()> {
         let mut disk = self.enter(Call::Exchange)?;
-        let (one, other) = (Self::dir(&disk, one)?, Self::dir(&disk, other)?);
+        let (one, other) = (Self::changeable(&disk, one)?, Self::changeable(&disk, other)?);
         disk.exchange((one, name), (other, with))
     }
 
     fn remove_file(&self, dir: &SimDir, name: &[u8]) -> io::Result<()> {
         let mut disk = self.enter(Call::RemoveFile)?;
-        let dir = Self::dir(&disk, dir)?;
+        let dir = Self::changeable(&disk, dir)?;
         disk.remove(dir, name, false).map(drop)
     }
 
     fn remove_dir(&self, dir: &SimDir, name: &[u8]) -> io::Result<()> {
         let mut disk = self.enter(Call::RemoveDir)?;
-        let dir = Self::dir(&disk, dir)?;
+        let dir = Self::changeable(&disk, dir)?;
         disk.remove(dir, name, true).map(drop)
     }
 

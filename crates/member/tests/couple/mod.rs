@@ -1,0 +1,186 @@
+//! Two members on simulated disks, wired directly; the second pulls from the first, message by message, and can be ended at
+//! any of them.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use anabranch_engine::MemoryKv;
+use anabranch_engine::kv::{Kv, KvError, Pair, Table};
+use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
+use anabranch_model::{FolderId, Hlc, ReplicaId};
+use anabranch_net::message::{Message, Piece};
+use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs};
+
+const START: u64 = 1_700_000_000_000_000;
+/// A database that outlives its replica; what was not committed does not.
+#[derive(Clone)]
+pub(crate) struct Database {
+    kv: Rc<RefCell<MemoryKv>>,
+    power: Power,
+}
+
+impl Database {
+    fn new(fs: &SimFs) -> Self {
+        Self { kv: Rc::default(), power: fs.power() }
+    }
+
+    fn committed(&self) -> Self {
+        let committed = self.kv.borrow().committed();
+        Self { kv: Rc::new(RefCell::new(committed)), power: self.power.clone() }
+    }
+}
+
+impl Kv for Database {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, KvError> {
+        self.kv.borrow().get(table, key)
+    }
+    fn put(&mut self, table: Table, key: &[u8], value: &[u8]) -> Result<(), KvError> {
+        self.kv.borrow_mut().put(table, key, value)
+    }
+    fn delete(&mut self, table: Table, key: &[u8]) -> Result<(), KvError> {
+        self.kv.borrow_mut().delete(table, key)
+    }
+    fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
+        self.kv.borrow().range(table, from, to, limit)
+    }
+    fn last(&self, table: Table) -> Result<Option<Pair>, KvError> {
+        self.kv.borrow().last(table)
+    }
+    fn begin(&mut self) -> Result<(), KvError> {
+        self.kv.borrow_mut().begin()
+    }
+    fn commit(&mut self) -> Result<(), KvError> {
+        if !self.power.step() {
+            return Err(KvError::failed("commit", "the power is off"));
+        }
+        self.kv.borrow_mut().commit()
+    }
+    fn rollback(&mut self) -> Result<(), KvError> {
+        self.kv.borrow_mut().rollback()
+    }
+}
+
+pub(crate) struct Member {
+    pub(crate) fs: SimFs,
+    pub(crate) database: Database,
+    pub(crate) replica: Option<Replica<SimFs, Database>>,
+    lives: u8,
+}
+
+/// Two members; the second pulls a large file from the first, message by message.
+pub(crate) struct Couple {
+    pub(crate) now: u64,
+    clock: SimClock,
+    pub(crate) members: [Member; 2],
+    pub(crate) queue: VecDeque<(usize, Input)>,
+    link: u64,
+    /// Messages with pieces that the second has taken in.
+    pub(crate) pieces: usize,
+    /// One bit of the first piece that comes is wrong.
+    pub(crate) spoil: bool,
+}
+
+impl Couple {
+    /// The disk of the second is configured so; `prepare` fills the first one's.
+    pub(crate) fn new(limits: Limits, second: DiskConfig, prepare: impl Fn(&SimFs)) -> Self {
+        let clock = SimClock::at(START as i64 * 1000);
+        let members = [0, 1].map(|i| {
+            let config = if i == 0 { DiskConfig::default() } else { second.clone() };
+            let fs = SimFs::new(config, clock.clone(), i);
+            if i == 0 {
+                prepare(&fs);
+            }
+            Member { database: Database::new(&fs), fs, replica: None, lives: 0 }
+        });
+        let mut couple = Self { now: START, clock, members, queue: VecDeque::new(), link: 0, pieces: 0, spoil: false };
+        couple.open(0, limits);
+        couple.open(1, limits);
+        couple
+    }
+
+    pub(crate) fn open(&mut self, at: usize, limits: Limits) {
+        let member = &mut self.members[at];
+        member.lives += 1;
+        let config = Config {
+            folder: FolderId([7; 16]),
+            folder_name: "web/site".into(),
+            member: format!("m{at}"),
+            members: vec!["m0".into(), "m1".into()],
+            primary: at == 0,
+            keep_beside: false,
+            recovery: RecoveryPolicy::Auto,
+            boot: vec![member.lives],
+            place: vec![u8::try_from(at).unwrap()],
+            token: None,
+            limits,
+        };
+        let mut next = member.lives * 16;
+        let fresh = Box::new(move || {
+            next += 1;
+            ReplicaId([u8::try_from(at).unwrap() * 128 + next; 16])
+        });
+        let (fs, database) = (member.fs.clone(), member.database.clone());
+        member.replica = Some(Replica::open(fs, database, config, fresh, Hlc(self.now), false).unwrap());
+    }
+
+    pub(crate) fn connect(&mut self) {
+        self.link += 1;
+        self.queue.clear();
+        for (at, partner) in [(0, Partner::Downstream), (1, Partner::Upstream)] {
+            self.queue.push_back((at, Input::LinkUp(LinkId(self.link), partner)));
+        }
+    }
+
+    /// Takes one message in, or lets time pass to whatever is due. `false`: nothing is under way within a minute.
+    pub(crate) fn step(&mut self) -> bool {
+        let (to, mut input) = match self.queue.pop_front() {
+            Some(next) => next,
+            None => {
+                let due = |m: &Member| m.replica.as_ref().and_then(Replica::deadline);
+                let Some((at, to)) = (0..2).filter_map(|i| due(&self.members[i]).map(|at| (at, i))).min() else {
+                    return false;
+                };
+                if at.0 > self.now + 60_000_000 {
+                    return false;
+                }
+                self.now = self.now.max(at.0) + 1;
+                self.clock.set(self.now as i64 * 1000);
+                (to, Input::Time)
+            }
+        };
+        if let Input::Received(_, Message::Pieces { pieces, .. }) = &mut input {
+            self.pieces += 1;
+            if let (true, Some(Piece::Data(bytes))) = (std::mem::take(&mut self.spoil), pieces.first_mut()) {
+                let mut wrong = bytes.to_vec();
+                wrong[0] ^= 1;
+                *bytes = wrong.into();
+            }
+        }
+        let Some(replica) = &mut self.members[to].replica else { return true };
+        if let Err(stop) = replica.handle(Hlc(self.now), input) {
+            assert!(!self.members[to].fs.power().is_on(), "{stop}");
+            self.members[to].replica = None;
+            return true;
+        }
+        while let Some(output) = replica.poll() {
+            if let Output::Send(link, envelope) = output {
+                self.queue.push_back((1 - to, Input::Received(link, envelope.message)));
+            }
+        }
+        true
+    }
+
+    /// The daemon of the second member dies, and is started again.
+    pub(crate) fn restart(&mut self, limits: Limits) {
+        self.members[1].replica = None;
+        self.members[1].database = self.members[1].database.committed();
+        let (link, now) = (LinkId(self.link), Hlc(self.now));
+        self.members[0].replica.as_mut().unwrap().handle(now, Input::LinkDown(link)).unwrap();
+        self.open(1, limits);
+        self.connect();
+    }
+}
