@@ -1,7 +1,7 @@
 //! Without root: a user's own files, with what that allows.
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 
 use anyhow::{Result, ensure};
@@ -38,6 +38,47 @@ fn members_of_an_ordinary_user_replicate_his_files() -> Result<()> {
     cluster.settle()?;
     fs::rename(tree.join("made/files/d000"), tree.join("moved"))?;
     fs::remove_dir_all(tree.join("made/files/d001"))?;
+    cluster.settle()?;
+    cluster.expect_intent(&Snapshot::take(&tree)?)?;
+    cluster.expect_verified()
+}
+
+#[test]
+fn directories_that_their_owner_may_not_write_are_filled_and_keep_their_mode() -> Result<()> {
+    let Some(user) = ordinary_user() else { return Ok(()) };
+    let cluster = Cluster::start(2, "mesh", user)?;
+    let set = |path: &Path, mode: u32| fs::set_permissions(path, fs::Permissions::from_mode(mode));
+    let made = cluster.dir().join("made");
+    for name in ["a", "b", "inner/c"] {
+        trees::write(&made.join(name), name.as_bytes())?;
+    }
+    trees::set_mtime(&made.join("inner"), 1_000_000_000, 7)?;
+    give(&made, user)?;
+    let tree = cluster.members[0].tree();
+    let locked = tree.join("locked");
+    fs::rename(&made, &locked)?;
+    set(&locked.join("inner"), 0o555)?;
+    set(&locked, 0o555)?;
+    cluster.settle()?;
+    // An edit, a new file, a rename and a delete, by somebody who opens the directory for it.
+    set(&locked, 0o755)?;
+    fs::write(locked.join("a"), b"edited")?;
+    fs::rename(locked.join("b"), locked.join("moved"))?;
+    fs::remove_file(locked.join("inner/c"))?;
+    trees::write(&locked.join("inner/new"), b"new")?;
+    give(&locked, user)?;
+    set(&locked, 0o555)?;
+    cluster.settle()?;
+    for member in &cluster.members {
+        for name in ["locked", "locked/inner"] {
+            let mode = fs::metadata(member.tree().join(name))?.mode() & 0o7777;
+            ensure!(mode == 0o555, "{name} of {} has mode {mode:o}", member.name);
+        }
+    }
+    // A whole tree of them moves, and goes.
+    fs::rename(&locked, tree.join("elsewhere"))?;
+    cluster.settle()?;
+    fs::remove_dir_all(tree.join("elsewhere"))?;
     cluster.settle()?;
     cluster.expect_intent(&Snapshot::take(&tree)?)?;
     cluster.expect_verified()
