@@ -112,6 +112,7 @@ impl Couple {
             members: vec!["m0".into(), "m1".into()],
             primary: at == 0,
             keep_beside: false,
+            names: anabranch_model::Names::Bytes,
             recovery: RecoveryPolicy::Auto,
             boot: vec![member.lives],
             place: vec![u8::try_from(at).unwrap()],
