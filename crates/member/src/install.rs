@@ -1596,6 +1596,9 @@ where
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(source) => return Err(crate::replica::Stop::Private { path: "ConflictAndDeleted".into(), source }),
         }
+        self.fs
+            .sync_dir(&to)
+            .map_err(|source| crate::replica::Stop::Private { path: "ConflictAndDeleted".into(), source })?;
         tables::put_preserved(self.records.kv_mut(), &item)?;
         self.look_at_exposed(number, stat.stamp);
         Ok(true)
