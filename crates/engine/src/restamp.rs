@@ -67,6 +67,8 @@ impl<K: Kv> Records<K> {
             .filter_map(|(facet, written)| written.filter(|w| ahead(w)).map(|w| (w.version.sequence, facet)))
             .collect();
         due.sort_by_key(|(sequence, _)| *sequence);
+        // What removals had seen, they have seen still.
+        let seen = record.content.as_ref().is_some_and(|f| record.placement.seen.covers(f.bytes.version));
         for (_, facet) in &due {
             match facet {
                 Facet::Placement => self.anew(now, &mut record.placement.written, back),
@@ -81,6 +83,9 @@ impl<K: Kv> Records<K> {
                     }
                 }
             }
+        }
+        if let Some(content) = record.content.as_ref().filter(|_| seen) {
+            record.placement.seen.learn(content.bytes.version);
         }
         !due.is_empty()
     }
