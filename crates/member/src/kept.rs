@@ -14,6 +14,7 @@ use anabranch_volume::hash::read_hash;
 use crate::events::EventKind;
 use crate::nodes::Node;
 use crate::replica::{Replica, Result};
+use crate::steps::{Step, broken};
 use crate::tables::{self, Preserved, Reason};
 
 /// How long after it was preserved an item is looked at again, microseconds.
@@ -33,6 +34,11 @@ pub(crate) struct Lately {
     stamp: Option<FileStamp>,
     /// It is there only for whoever may have written into it: nobody needs it otherwise.
     drop: bool,
+}
+
+/// Is a step broken for which this is the net beneath? Then the net is away too, or nobody would see that the step is.
+fn without_net() -> bool {
+    [Step::Lease, Step::Compare, Step::GuardPause, Step::LookAtWhatCameOut].into_iter().any(broken)
 }
 
 /// What a second look at an item said.
@@ -58,7 +64,7 @@ where
             let path = String::from_utf8_lossy(&item.path).into_owned();
             self.report(EventKind::Conflict, format!("{path} ({}), kept as {number}", reason.word()));
         }
-        if !reason.unseen() && node.kind == Kind::File && self.lately.len() < LATELY_MAX {
+        if !reason.unseen() && node.kind == Kind::File && self.lately.len() < LATELY_MAX && !without_net() {
             let due = Hlc(self.now.0 + LOOK_AGAIN);
             self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(node.stamp), drop: false });
         }
@@ -156,6 +162,9 @@ where
     pub(crate) fn look_at_last_preserved(&mut self) -> Result<()> {
         let mut number = tables::next_preserved(self.records.kv())?;
         let mut newest = None;
+        if without_net() {
+            return Ok(());
+        }
         while number > 1 && self.lately.len() < LATELY_MAX {
             number -= 1;
             let Some(item) = tables::preserved_one(self.records.kv(), number)? else { continue };
