@@ -58,6 +58,9 @@ pub(crate) struct Daemon {
     pub(crate) invitations: Invitations,
     pub(crate) domain: RwLock<(Effective, Vec<Object>, Vec<String>)>,
     pub(crate) folders: Mutex<BTreeMap<FolderId, Running>>,
+    /// Held while what `$domain` says is read and carried out: two at once would both start a folder that is new, and the
+    /// second could not open the database, which the first has.
+    applying: Mutex<()>,
     pub(crate) links: Mutex<BTreeMap<(FolderId, String, bool), u64>>,
     wire: Mutex<Wire>,
     said: Mutex<BTreeSet<String>>,
@@ -89,6 +92,7 @@ impl Daemon {
             invitations,
             domain: RwLock::new((Effective::default(), Vec::new(), Vec::new())),
             folders: Mutex::new(BTreeMap::new()),
+            applying: Mutex::new(()),
             links: Mutex::new(BTreeMap::new()),
             wire: Mutex::new(Wire::default()),
             said: Mutex::new(BTreeSet::new()),
@@ -107,7 +111,7 @@ impl Daemon {
             Failure::failed(format!("cannot make {}", daemon.data.socket().display())).because(e.to_string())
         })?;
         daemon.start_domain(domain_id)?;
-        daemon.apply();
+        daemon.follow_once();
         let api = {
             let daemon = Arc::clone(&daemon);
             anabranch_console::serve(socket, move |request| crate::api::handle(Arc::clone(&daemon), request))
@@ -194,9 +198,15 @@ impl Daemon {
             };
             write().map_err(|e| Failure::failed(format!("cannot write {}", path.display())).because(e.to_string()))?;
         }
+        self.follow_once();
+        Ok(())
+    }
+
+    /// Reads what `$domain` says now, and carries it out.
+    fn follow_once(self: &Arc<Self>) {
+        let _alone = lock(&self.applying);
         self.read_domain();
         self.apply();
-        Ok(())
     }
 
     async fn follow_domain(self: Arc<Self>, id: FolderId) {
@@ -209,8 +219,7 @@ impl Daemon {
                 // What could not be started (a path that is missing, say) is tried again by and by.
                 () = tokio::time::sleep(Duration::from_secs(5)) => {}
             }
-            self.read_domain();
-            self.apply();
+            self.follow_once();
         }
     }
 
@@ -281,7 +290,7 @@ impl Daemon {
     }
 
     /// Makes what runs here what the domain says.
-    pub(crate) fn apply(self: &Arc<Self>) {
+    fn apply(self: &Arc<Self>) {
         let domain = self.domain.read().unwrap_or_else(PoisonError::into_inner).0.clone();
         let Ok(own) = self.local.name.parse::<ObjectName>() else { return };
         let domain_id: FolderId = self.local.domain.parse().unwrap_or_default();
