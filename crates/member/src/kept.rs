@@ -92,7 +92,7 @@ where
         }
         let over = [sums[0] > high(limits.seen_bytes), sums[1] > high(limits.unseen_bytes)];
         let low = [low(limits.seen_bytes), low(limits.unseen_bytes)];
-        let mut after = 0;
+        let (mut after, mut reclassed) = (0, false);
         self.records.begin()?;
         loop {
             let page = tables::preserved(self.records.kv(), after, 1024)?;
@@ -106,9 +106,11 @@ where
                 }
                 // Once more, by its bytes: what somebody wrote since is *unseen*, and is not purged as this.
                 let again = self.look_at_one(&item, None)?;
-                if again == Again::Later
-                    || tables::preserved_one(self.records.kv(), item.number)?.as_ref() != Some(&item)
-                {
+                if again == Again::Later {
+                    continue;
+                }
+                if tables::preserved_one(self.records.kv(), item.number)?.as_ref() != Some(&item) {
+                    reclassed = true;
                     continue;
                 }
                 let dir = self.preserved_dir(item.reason);
@@ -126,7 +128,8 @@ where
             }
         }
         self.records.commit()?;
-        self.preserved_bytes = Some(sums);
+        // What went over to *unseen* is counted anew.
+        self.preserved_bytes = (!reclassed).then_some(sums);
         Ok(())
     }
 
