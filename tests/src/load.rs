@@ -167,6 +167,7 @@ impl Work {
     /// Opens, truncates, writes in two pieces, closes.
     fn in_place(&mut self, path: &Path) -> Result<Vec<u8>> {
         let bytes = self.fresh();
+        tell(format_args!("write {} as {}", path.display(), self.number));
         let full = self.tree.join(path);
         if let Some(parent) = full.parent() {
             fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
@@ -181,6 +182,7 @@ impl Work {
     /// Writes beside and renames over, as editors save.
     fn replace(&mut self, path: &Path) -> Result<()> {
         let bytes = self.fresh();
+        tell(format_args!("replace {} as {}", path.display(), self.number));
         let full = self.tree.join(path);
         let beside = full.with_extension("new~");
         write_in_pieces(&beside, &bytes)?;
@@ -191,6 +193,7 @@ impl Work {
 
     fn rename(&mut self, path: &Path) -> Result<()> {
         let to = self.new_path();
+        tell(format_args!("rename {} to {}", path.display(), to.display()));
         let full = self.tree.join(&to);
         if let Some(parent) = full.parent() {
             fs::create_dir_all(parent).with_context(|| format!("make {}", parent.display()))?;
@@ -203,6 +206,7 @@ impl Work {
     }
 
     fn delete(&mut self, path: &Path) -> Result<()> {
+        tell(format_args!("delete {}", path.display()));
         fs::remove_file(self.tree.join(path)).with_context(|| format!("delete {}", path.display()))?;
         self.left.own.remove(path);
         Ok(())
@@ -213,6 +217,7 @@ impl Work {
         let Some(from) = path.parent() else { bail!("{} has no directory", path.display()) };
         self.number += 1;
         let to = Path::new(&self.left.writer).join(format!("r{}", self.number));
+        tell(format_args!("rename directory {} to {}", from.display(), to.display()));
         fs::rename(self.tree.join(from), self.tree.join(&to)).with_context(|| format!("rename {}", from.display()))?;
         let moved: Vec<PathBuf> = self.left.own.keys().filter(|own| own.starts_with(from)).cloned().collect();
         for own in moved {
@@ -230,6 +235,17 @@ impl Work {
         self.left.shared.insert(path, bytes);
         Ok(())
     }
+}
+
+/// Prints one operation with the time of day (UTC), as the members' logs have it, where `E2E_JOURNAL` is set.
+fn tell(operation: std::fmt::Arguments<'_>) {
+    if crate::setting("E2E_JOURNAL", 0) == 0 {
+        return;
+    }
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    let seconds = now.as_secs() % 86_400;
+    let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+    eprintln!("{hour:02}:{minute:02}:{second:02}.{:06}Z {operation}", now.subsec_micros());
 }
 
 fn write_in_pieces(path: &Path, bytes: &[u8]) -> Result<()> {

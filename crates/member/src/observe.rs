@@ -1011,16 +1011,20 @@ where
                 found.memory = memory;
             }
         }
-        for at in 0..batch.found.len() {
-            let Some(found) = batch.found.get(at).filter(|f| !f.dropped && f.uid.is_none()) else { continue };
-            let moved = found.moved.as_ref().and_then(|n| n.uid);
-            let continued = found
-                .occupant
-                .as_ref()
-                .filter(|n| n.is_dir() && found.stat.kind == Kind::Directory && found.moved.is_none())
-                .and_then(|n| n.uid);
-            let uid = self.recorded(moved.or(continued), found.stat.kind)?.filter(|uid| !claimed.contains(uid));
-            if let Some(uid) = uid {
+        // An object that was found elsewhere takes its UID along; only one that is nowhere is continued by what has its
+        // name, if that is a directory.
+        for by_object in [true, false] {
+            for at in 0..batch.found.len() {
+                let Some(found) = batch.found.get(at).filter(|f| !f.dropped && f.uid.is_none()) else { continue };
+                let before = match by_object {
+                    true => found.moved.as_ref(),
+                    false => found
+                        .occupant
+                        .as_ref()
+                        .filter(|n| n.is_dir() && found.stat.kind == Kind::Directory && found.moved.is_none()),
+                };
+                let uid = self.recorded(before.and_then(|n| n.uid), found.stat.kind)?;
+                let Some(uid) = uid.filter(|uid| !claimed.contains(uid)) else { continue };
                 claimed.insert(uid);
                 if let Some(found) = batch.found.get_mut(at) {
                     found.uid = Some(uid);
