@@ -82,6 +82,18 @@ impl<D> Batch<D> {
         self.found.iter().filter(|f| !f.dropped).filter_map(|f| f.moved.as_ref()).map(|n| n.id).collect()
     }
 
+    /// One of those found, if it counts and has no UID yet.
+    fn unidentified(&self, at: usize) -> Option<&Found<D>> {
+        self.found.get(at).filter(|f| !f.dropped && f.uid.is_none())
+    }
+
+    /// Gives what was found a UID, if no other has it; returns it then.
+    fn identify(&mut self, at: usize, uid: Option<Uid>, claimed: &mut BTreeSet<Uid>) -> Option<Uid> {
+        let uid = uid.filter(|uid| claimed.insert(*uid))?;
+        self.found.get_mut(at)?.uid = Some(uid);
+        Some(uid)
+    }
+
     /// A directory of another object at the same name, while the old object is nowhere: it continues the old one.
     fn heir(&self, id: NodeId) -> Option<usize> {
         self.found.iter().position(|f| {
@@ -264,6 +276,7 @@ where
             Ok(None) => {
                 // The directory itself is in flux. If it is still in the database its own entry will be looked at, and
                 // what this hint was about as soon as it is found again or known to be gone.
+                seen.remove(&(parent, name.clone()));
                 if let Some(node) = nodes::get(self.records.kv(), parent)? {
                     if !seen.contains(&(node.parent, node.name.clone())) {
                         self.changed.insert((node.parent, node.name));
@@ -487,8 +500,12 @@ where
             if let Some(f) = batch.found.get_mut(at - 1) {
                 f.dir = Some(dir.clone());
             }
-            let known = nodes::by_object(self.records.kv(), &stat.object)?.into_iter().any(|n| n.is_dir());
-            if known || seen.len() + batch.found.len() > self.batch_entries() {
+            let known = self.dir_node(&stat.object)?;
+            if let Some(id) = known {
+                // Where its node says it is no more: what is looked for in it is looked for here.
+                self.dirs.insert(id, dir.clone());
+            }
+            if known.is_some() || seen.len() + batch.found.len() > self.batch_entries() {
                 continue;
             }
             let mut listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(0, dir)]);
@@ -977,61 +994,8 @@ where
             return Ok(());
         }
         self.records.begin()?;
-        let mut claimed: BTreeSet<Uid> = BTreeSet::new();
         let mut relabel = Vec::new();
-        // A name is stronger than its object: first give each name that had a file its UID.
-        for at in 0..batch.found.len() {
-            let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
-            let own = found.moved.as_ref().and_then(|n| n.uid);
-            let mut memory = None;
-            let uid = if found.stat.kind == Kind::Directory {
-                None
-            } else if own.is_some_and(|own| self.is_shown_at(&batch, found, own)) {
-                // The view has it just here: our own move, of which a crash left no note, or a user's of the same kind.
-                own
-            } else if let Some(uid) = found.occupant.as_ref().filter(|n| !n.is_dir()).and_then(|n| n.uid) {
-                Some(uid)
-            } else {
-                let hit = self.remembered(&batch, found)?.filter(|(uid, _)| Some(*uid) != own);
-                hit.map(|(uid, seen)| {
-                    memory = seen;
-                    uid
-                })
-            };
-            let Some(uid) = self.recorded(uid, found.stat.kind)?.filter(|uid| !claimed.contains(uid)) else { continue };
-            claimed.insert(uid);
-            if let Some(other) = nodes::of(self.records.kv(), uid)? {
-                let still = batch.found.get(at).and_then(|f| f.occupant.as_ref()).is_none_or(|o| o.id != other.id);
-                if still && !batch.gone.contains_key(&other.id) {
-                    relabel.push(other.id);
-                }
-            }
-            if let Some(found) = batch.found.get_mut(at) {
-                found.uid = Some(uid);
-                found.memory = memory;
-            }
-        }
-        // An object that was found elsewhere takes its UID along; only one that is nowhere is continued by what has its
-        // name, if that is a directory.
-        for by_object in [true, false] {
-            for at in 0..batch.found.len() {
-                let Some(found) = batch.found.get(at).filter(|f| !f.dropped && f.uid.is_none()) else { continue };
-                let before = match by_object {
-                    true => found.moved.as_ref(),
-                    false => found
-                        .occupant
-                        .as_ref()
-                        .filter(|n| n.is_dir() && found.stat.kind == Kind::Directory && found.moved.is_none()),
-                };
-                let uid = self.recorded(before.and_then(|n| n.uid), found.stat.kind)?;
-                let Some(uid) = uid.filter(|uid| !claimed.contains(uid)) else { continue };
-                claimed.insert(uid);
-                if let Some(found) = batch.found.get_mut(at) {
-                    found.uid = Some(uid);
-                }
-            }
-        }
-        self.match_view(&mut batch)?;
+        let claimed = self.identify(&mut batch, &mut relabel)?;
         for at in 0..batch.found.len() {
             let swapped = batch.found.get(at).is_some_and(|f| !f.dropped && self.is_swapped(&batch, f));
             if let Some(found) = batch.found.get_mut(at) {
@@ -1060,6 +1024,67 @@ where
         self.resolve(anabranch_engine::ResolveScope::Own)
     }
 
+    /// Decides which UID each found thing goes on with; none: it is new. Directories first: where a file lies says which one
+    /// it is. Returns the UIDs taken, and in `relabel` the nodes whose UID went to another object at their old name.
+    fn identify(&mut self, batch: &mut Batch<F::Dir>, relabel: &mut Vec<NodeId>) -> Result<BTreeSet<Uid>> {
+        let mut claimed = BTreeSet::new();
+        self.identify_moved(batch, &mut claimed, true)?;
+        // A directory that is nowhere is continued by another one that has its name.
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind == Kind::Directory) else { continue };
+            let before = found.occupant.as_ref().filter(|n| n.is_dir() && found.moved.is_none()).and_then(|n| n.uid);
+            let uid = self.recorded(before, Kind::Directory)?;
+            batch.identify(at, uid, &mut claimed);
+        }
+        self.match_view(batch, true)?;
+        // The view has it just here: our own move, of which a crash left no note, or a user's of the same kind.
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind != Kind::Directory) else { continue };
+            let own = found.moved.as_ref().and_then(|n| n.uid).filter(|own| self.is_shown_at(batch, found, *own));
+            let uid = self.recorded(own, found.stat.kind)?;
+            batch.identify(at, uid, &mut claimed);
+        }
+        // A name is stronger than its object: what has the name of a file goes on with its UID.
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind != Kind::Directory) else { continue };
+            let mut memory = None;
+            let mut uid = found.occupant.as_ref().filter(|n| !n.is_dir()).and_then(|n| n.uid);
+            if uid.is_none() {
+                let own = found.moved.as_ref().and_then(|n| n.uid);
+                let hit = self.remembered(batch, found)?.filter(|(uid, _)| Some(*uid) != own);
+                (uid, memory) = hit.map_or((None, None), |(uid, seen)| (Some(uid), seen));
+            }
+            let uid = self.recorded(uid, found.stat.kind)?;
+            let Some(uid) = batch.identify(at, uid, &mut claimed) else { continue };
+            let occupant = batch.found.get_mut(at).and_then(|found| {
+                found.memory = memory;
+                found.occupant.as_ref()
+            });
+            if let Some(other) = nodes::of(self.records.kv(), uid)?
+                && occupant.is_none_or(|o| o.id != other.id)
+                && !batch.gone.contains_key(&other.id)
+            {
+                relabel.push(other.id);
+            }
+        }
+        self.identify_moved(batch, &mut claimed, false)?;
+        self.match_view(batch, false)?;
+        Ok(claimed)
+    }
+
+    /// An object that was elsewhere before takes its UID along.
+    fn identify_moved(&self, batch: &mut Batch<F::Dir>, claimed: &mut BTreeSet<Uid>, directories: bool) -> Result<()> {
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.unidentified(at) else { continue };
+            if (found.stat.kind == Kind::Directory) != directories {
+                continue;
+            }
+            let uid = self.recorded(found.moved.as_ref().and_then(|n| n.uid), found.stat.kind)?;
+            batch.identify(at, uid, claimed);
+        }
+        Ok(())
+    }
+
     /// What was closed after writing has been read since: its hash counts again.
     fn closed_seen(&mut self, batch: &Batch<F::Dir>) {
         if self.closed.is_empty() {
@@ -1077,9 +1102,12 @@ where
     }
 
     /// The view already has such a thing at that place, and it is not on disk: our own work that a crash left behind.
-    fn match_view(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+    fn match_view(&mut self, batch: &mut Batch<F::Dir>, directories: bool) -> Result<()> {
         for at in 0..batch.found.len() {
-            let Some(found) = batch.found.get(at).filter(|f| !f.dropped && f.uid.is_none()) else { continue };
+            let Some(found) = batch.unidentified(at) else { continue };
+            if (found.stat.kind == Kind::Directory) != directories {
+                continue;
+            }
             let parent = match found.parent {
                 Parent::Node(id) => self.node_uid(id)?,
                 Parent::Found(p) => batch.found.get(p).and_then(|p| p.uid),

@@ -5,7 +5,7 @@
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use anabranch_engine::MemoryKv;
@@ -13,7 +13,7 @@ use anabranch_engine::kv::{Kv, KvError, Pair, Table};
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
 use anabranch_model::{FolderId, Hlc, ReplicaId};
 use anabranch_net::message::{Message, Piece};
-use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs};
+use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs, Thing};
 
 const START: u64 = 1_700_000_000_000_000;
 /// A database that outlives its replica; what was not committed does not.
@@ -87,6 +87,9 @@ pub(crate) struct Couple {
 impl Couple {
     /// The disk of the second is configured so; `prepare` fills the first one's.
     pub(crate) fn new(limits: Limits, second: DiskConfig, prepare: impl Fn(&SimFs)) -> Self {
+        // `ANABRANCH_LOG=debug` prints what the members do.
+        let filter = tracing_subscriber::EnvFilter::from_env("ANABRANCH_LOG");
+        drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().without_time().try_init());
         let clock = SimClock::at(START as i64 * 1000);
         let members = [0, 1].map(|i| {
             let config = if i == 0 { DiskConfig::default() } else { second.clone() };
@@ -136,6 +139,12 @@ impl Couple {
         }
     }
 
+    /// The link between them ends.
+    pub(crate) fn disconnect(&mut self) {
+        self.queue.clear();
+        self.queue.extend([0, 1].map(|at| (at, Input::LinkDown(LinkId(self.link)))));
+    }
+
     /// Takes one message in, or lets time pass to whatever is due. `false`: nothing is under way within a minute.
     pub(crate) fn step(&mut self) -> bool {
         let (to, mut input) = match self.queue.pop_front() {
@@ -179,9 +188,85 @@ impl Couple {
     pub(crate) fn restart(&mut self, limits: Limits) {
         self.members[1].replica = None;
         self.members[1].database = self.members[1].database.committed();
-        let (link, now) = (LinkId(self.link), Hlc(self.now));
-        self.members[0].replica.as_mut().unwrap().handle(now, Input::LinkDown(link)).unwrap();
+        let down = Input::LinkDown(LinkId(self.link));
+        self.members[0].replica.as_mut().unwrap().handle(Hlc(self.now), down).unwrap();
         self.open(1, limits);
         self.connect();
     }
+}
+
+/// Paths with their modes, and contents.
+fn shown(fs: &SimFs) -> BTreeMap<String, (u32, Option<String>)> {
+    let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    let content = |thing: &Thing| text(thing.bytes());
+    fs.tree().into_iter().map(|(path, e)| (text(&path), (e.attributes.mode, e.content.as_ref().map(content)))).collect()
+}
+
+/// Until neither has anything to do, or the second one died.
+pub(crate) fn settle(couple: &mut Couple) {
+    for _ in 0..20_000 {
+        if couple.members[1].replica.is_none() {
+            return;
+        }
+        for at in 0..2 {
+            let hints = couple.members[at].fs.take_hints();
+            if !hints.is_empty() {
+                couple.queue.push_back((at, Input::Hints(hints)));
+            }
+        }
+        let idle = couple.queue.is_empty();
+        let settled = |m: &Member| m.replica.as_ref().is_some_and(|r| r.settled().unwrap());
+        if idle && couple.members.iter().all(settled) && couple.members[1].replica.as_ref().unwrap().pulled() {
+            return;
+        }
+        couple.step();
+    }
+    panic!("it does not come to rest: {:?}", couple.members[1].replica.as_ref().unwrap().waiting_items(9));
+}
+
+/// Both trees are one, and the second one issued nothing for it: what it did by itself is nobody's change.
+pub(crate) fn expect_equal(couple: &Couple, when: &str) {
+    let [one, two] = &couple.members;
+    assert_eq!(shown(&two.fs), shown(&one.fs), "{when}");
+    let replica = two.replica.as_ref().unwrap();
+    assert!(replica.records().known().sequence(replica.replica_id()).0 == 0, "{when}: the second issued versions");
+    assert_eq!(replica.counters().unseen, 0, "{when}");
+}
+
+/// A user's change of a tree.
+pub(crate) type Change<'a> = &'a dyn Fn(&SimFs);
+
+/// The second one follows changes of the first, each of which was recorded before the next was made; its process dies, or
+/// its power is cut, after each step of its disk and its database once; there are more than so many.
+pub(crate) fn crash_at_every_step(start: impl Fn() -> Couple, changes: &[Change<'_>], least: u64, power_cut: bool) {
+    let mut steps = 0;
+    loop {
+        let mut couple = start();
+        settle(&mut couple);
+        couple.disconnect();
+        for change in changes {
+            change(&couple.members[0].fs);
+            let hints = couple.members[0].fs.take_hints();
+            couple.queue.push_back((0, Input::Hints(hints)));
+            let rest = (0..20_000).any(|_| !couple.step());
+            assert!(rest, "the first one does not come to rest");
+        }
+        couple.connect();
+        couple.members[1].fs.power().cut_after(steps);
+        settle(&mut couple);
+        let died = couple.members[1].replica.take().is_none() || !couple.members[1].fs.power().is_on();
+        if power_cut {
+            drop(couple.members[1].fs.crash(steps));
+        } else {
+            couple.members[1].fs.process_died();
+        }
+        couple.restart(Limits::default());
+        settle(&mut couple);
+        expect_equal(&couple, &format!("power cut: {power_cut}, after step {steps}"));
+        if !died {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps > least, "only {steps} steps");
 }

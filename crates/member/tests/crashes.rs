@@ -1,0 +1,169 @@
+//! A member that dies at any step while it moves and makes what others moved and made: it knows its own work again, takes
+//! nothing of it for a user's, and comes out in step.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod couple;
+
+use anabranch_member::Limits;
+use anabranch_volume::simulated::{DiskConfig, SimFs};
+use couple::{Change, Couple, crash_at_every_step};
+
+fn start() -> Couple {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        for dir in [&b"d0"[..], b"d0/inner", b"d1", b"d2"] {
+            fs.mkdir(dir).unwrap();
+        }
+        for file in [&b"d0/a"[..], b"d0/inner/b", b"d1/c", b"d2/e", b"d2/f", b"g", b"h", b"i"] {
+            fs.write(file, file).unwrap();
+        }
+    });
+    couple.connect();
+    couple
+}
+
+fn at_every_step(changes: &[Change<'_>]) {
+    with_crashes(changes, 10);
+}
+
+fn with_crashes(changes: &[Change<'_>], least: u64) {
+    let at_once = |fs: &SimFs| changes.iter().for_each(|change| change(fs));
+    for power_cut in [false, true] {
+        crash_at_every_step(start, changes, least, power_cut);
+        crash_at_every_step(start, &[&at_once], least, power_cut);
+    }
+}
+
+fn renamed(from: &'static str, to: &'static str) -> impl Fn(&SimFs) {
+    move |fs| fs.rename(from.as_bytes(), to.as_bytes()).unwrap()
+}
+
+fn made(path: &'static str) -> impl Fn(&SimFs) {
+    move |fs| fs.mkdir(path.as_bytes()).unwrap()
+}
+
+fn written(path: &'static str, bytes: &'static str) -> impl Fn(&SimFs) {
+    move |fs| fs.write(path.as_bytes(), bytes.as_bytes()).unwrap()
+}
+
+fn removed(path: &'static str) -> impl Fn(&SimFs) {
+    move |fs| fs.remove(path.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_directory_is_renamed_and_another_made_in_its_place() {
+    at_every_step(&[
+        &renamed("d0", "r0"),
+        &made("d0"),
+        &written("d0/a", "of the new one"),
+        &written("r0/a", "of the old one"),
+    ]);
+}
+
+#[test]
+fn a_file_is_renamed_and_another_made_in_its_place() {
+    // Once in the order of names, once against it.
+    at_every_step(&[&renamed("g", "z"), &written("g", "another"), &renamed("i", "b"), &written("i", "")]);
+}
+
+#[test]
+fn directories_take_each_others_names() {
+    at_every_step(&[&renamed("d0", "x"), &renamed("d1", "d0"), &renamed("d2", "d1"), &renamed("x", "d2")]);
+}
+
+#[test]
+fn files_take_each_others_names() {
+    at_every_step(&[&renamed("g", "x"), &renamed("h", "g"), &renamed("i", "h"), &renamed("x", "i")]);
+}
+
+#[test]
+fn a_tree_is_moved_beneath_what_took_its_name() {
+    at_every_step(&[
+        &renamed("d0", "x"),
+        &made("d0"),
+        &renamed("x", "d0/inner"),
+        &renamed("d1/c", "d0/a"),
+        &renamed("d2", "d0/inner/d2"),
+    ]);
+}
+
+#[test]
+fn a_directory_is_removed_and_another_made_in_its_place() {
+    at_every_step(&[
+        &renamed("d0/a", "d2/a"),
+        &removed("d0/inner/b"),
+        &removed("d0/inner"),
+        &removed("d0"),
+        &made("d0"),
+        &made("d0/inner"),
+        &written("d0/a", "anew"),
+        &renamed("d2/f", "d0/inner/b"),
+    ]);
+}
+
+#[test]
+fn a_name_goes_from_hand_to_hand() {
+    at_every_step(&[
+        &renamed("g", "d0/g"),
+        &renamed("h", "g"),
+        &written("h", "another"),
+        &renamed("i", "h"),
+        &removed("d0/g"),
+        &written("i", ""),
+        &renamed("d1", "d3"),
+        &renamed("d2", "d1"),
+        &renamed("d3", "d1/d1"),
+    ]);
+}
+
+/// Small numbers from a seed.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(self.0 >> 33).unwrap() % sides
+    }
+
+    fn of<'a, T>(&mut self, these: &'a [T]) -> Option<&'a T> {
+        (!these.is_empty()).then(|| &these[self.roll(these.len())])
+    }
+}
+
+/// One change of a tree whose few names meet each other all the time; what cannot be done is not.
+fn some_change(fs: &SimFs, dice: &mut Dice) {
+    let tree = fs.tree();
+    let (files, mut dirs): (Vec<Vec<u8>>, Vec<Vec<u8>>) =
+        tree.keys().cloned().partition(|path| tree[path].content.is_some());
+    let all: Vec<Vec<u8>> = tree.keys().cloned().collect();
+    let removed = dice.of(&dirs).cloned();
+    dirs.push(Vec::new());
+    let mut target = dice.of(&dirs).cloned().unwrap();
+    if !target.is_empty() {
+        target.push(b'/');
+    }
+    target.extend_from_slice(dice.of(&[&b"d0"[..], b"d1", b"d2", b"g", b"h"]).unwrap());
+    let bytes = dice.roll(4).to_string();
+    let done = match (dice.roll(10), dice.of(&all), dice.of(&files), removed) {
+        (0..5, Some(from), ..) => fs.rename(from, &target),
+        (5, ..) => fs.mkdir(&target),
+        (6, _, Some(file), _) => fs.remove(file),
+        (7, _, _, Some(dir)) => fs.remove_tree(&dir),
+        _ if dirs.contains(&target) => Ok(()),
+        _ => fs.write(&target, bytes.as_bytes()),
+    };
+    drop(done);
+}
+
+#[test]
+fn whatever_is_changed() {
+    let seeds = std::env::var("CRASH_SEEDS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
+    let first = std::env::var("CRASH_SEED").ok().and_then(|n| n.parse().ok()).unwrap_or(0);
+    for seed in first..first + seeds {
+        eprintln!("seed {seed}");
+        let changes: Vec<_> =
+            (0..6).map(|number| move |fs: &SimFs| some_change(fs, &mut Dice(seed << 8 | number))).collect();
+        let changes: Vec<Change<'_>> = changes.iter().map(|change| change as Change<'_>).collect();
+        with_crashes(&changes, 0);
+    }
+}
