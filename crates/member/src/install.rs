@@ -174,6 +174,8 @@ struct Batch<F: Fs> {
     visited: BTreeMap<Uid, Option<Looked>>,
     /// Directories whose entries changed.
     dirs: BTreeSet<NodeId>,
+    /// Those in which directories were made, in order: made durable first, since other directories' entries go there.
+    grown: Vec<NodeId>,
     /// Private files whose data is not durable yet.
     files: Vec<F::File>,
     /// What came of giving the first of them to the disk while the others were written.
@@ -251,6 +253,7 @@ where
             removals: Vec::new(),
             visited: BTreeMap::new(),
             dirs: BTreeSet::new(),
+            grown: Vec::new(),
             files: Vec::new(),
             begun: Ok(()),
             moved: BTreeSet::new(),
@@ -922,7 +925,7 @@ where
         let id = self.new_node_id();
         let node = self.node_after(id, parent.id, name, record.uid, &stat, None, false, attributes)?;
         nodes::put(self.records.kv_mut(), None, &node)?;
-        batch.dirs.insert(parent.id);
+        batch.grown.push(parent.id);
         batch.dirs.insert(id);
         batch.moved.insert(id);
         Ok(Looked::Done)
@@ -1221,7 +1224,10 @@ where
         if broken(Step::DataDurable) {
             return Ok(Ok(()));
         }
-        let count = batch.files.len() + batch.dirs.len() + batch.unopened;
+        let others = batch.dirs.iter().filter(|id| !batch.grown.contains(id));
+        let mut seen = BTreeSet::new();
+        let dirs: Vec<_> = batch.grown.iter().chain(others).copied().filter(|id| seen.insert(*id)).collect();
+        let count = batch.files.len() + dirs.len() + batch.unopened;
         if let Err(error) = std::mem::replace(&mut batch.begun, Ok(())) {
             batch.files.clear();
             return Ok(Err(error));
@@ -1236,7 +1242,7 @@ where
             if !batch.installs.is_empty() && result.is_ok() {
                 result = self.fs.sync_dir(&self.private.staging);
             }
-            for id in batch.dirs.clone() {
+            for id in dirs {
                 if result.is_ok() {
                     result = self.sync_node_dir(id)?;
                 }

@@ -22,7 +22,7 @@ use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
 
 /// Where a found entry lies: in a directory that the database has, or in one found in the same batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Parent {
     Node(NodeId),
     Found(usize),
@@ -943,24 +943,9 @@ where
     }
 
     fn sync_each(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
-        let mut dirs: BTreeSet<NodeId> = batch.gone.values().map(|n| n.parent).collect();
         let mut files = Vec::new();
-        for found in batch.found.iter().filter(|f| !f.dropped) {
-            match found.parent {
-                Parent::Node(id) => {
-                    dirs.insert(id);
-                }
-                Parent::Found(at) => {
-                    if let Some(dir) = batch.found.get(at).and_then(|f| f.dir.clone())
-                        && let Err(error) = self.fs.sync_dir(&dir)
-                    {
-                        return Ok(Err(error));
-                    }
-                }
-            }
-            if found.stat.kind == Kind::File {
-                files.extend(self.found_dir(batch, found.parent)?.map(|d| (d, found.name.bytes().to_vec())));
-            }
+        for found in batch.found.iter().filter(|f| !f.dropped && f.stat.kind == Kind::File) {
+            files.extend(self.found_dir(batch, found.parent)?.map(|d| (d, found.name.bytes().to_vec())));
         }
         for m in batch.modified.iter().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
             files.extend(self.dir(m.node.parent)?.map(|d| (d, m.node.name.clone())));
@@ -973,6 +958,21 @@ where
             };
             if synced.is_err() {
                 return Ok(synced);
+            }
+        }
+        // Where new directories were made before the others: what was moved from those may lie in these.
+        let mut dirs: BTreeSet<NodeId> = batch.gone.values().map(|n| n.parent).collect();
+        let (made, other): (Vec<_>, Vec<_>) =
+            batch.found.iter().filter(|f| !f.dropped).partition(|f| f.stat.kind == Kind::Directory);
+        let mut done = BTreeSet::new();
+        for parent in made.into_iter().chain(other).map(|f| f.parent).filter(|parent| done.insert(*parent)) {
+            if let Parent::Node(id) = parent {
+                dirs.remove(&id);
+            }
+            if let Some(dir) = self.found_dir(batch, parent)?
+                && let Err(error) = self.fs.sync_dir(&dir)
+            {
+                return Ok(Err(error));
             }
         }
         for id in dirs {

@@ -15,6 +15,7 @@
 //! | one rename or exchange | with either of its directories | all of it, or nothing: never half |
 //! | a directory's own name | `sync_dir` of its parent | the directory may be gone, whatever was synced inside |
 //! | a symlink's target | with its name | |
+//! | what is put into a new directory by a rename | as above, and not before the directory has a name | |
 //! | what earlier changes of one directory did | before later ones of it, and before the removal or move of it | |
 //!
 //! That is weaker than any one of ext4, XFS and btrfs, and not stronger than either. A rename of a file whose bytes

@@ -266,6 +266,7 @@ impl Disk {
                 survived += 1;
             } else {
                 cut_off.extend(change.touches());
+                cut_off.extend(change.made());
             }
         }
         pending - survived

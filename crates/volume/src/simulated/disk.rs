@@ -117,6 +117,14 @@ impl NameChange {
     pub(super) fn touches(&self) -> impl Iterator<Item = u64> + '_ {
         self.sets.iter().flatten().map(|s| s.0).chain(self.moved.iter().flatten().copied())
     }
+
+    /// What it gave a name and took none from: if that is a new directory, nothing gets into it before this.
+    pub(super) fn made(&self) -> Option<u64> {
+        match &self.sets {
+            [Some((_, _, made)), None] => *made,
+            _ => None,
+        }
+    }
 }
 
 /// All that an image of the disk holds.
