@@ -24,6 +24,7 @@ mod trouble;
 mod users;
 mod world;
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
@@ -196,6 +197,13 @@ fn one(seed: u64, options: &Options) -> ExitCode {
     if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
+/// A history that takes longer does not end: the longest ones take a second.
+const ENDLESS: Duration = Duration::from_secs(120);
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn many(options: &Options) -> ExitCode {
     let (from, to) = options.seeds.unwrap_or_else(|| (fresh(), u64::MAX));
     let begun = Instant::now();
@@ -203,7 +211,9 @@ fn many(options: &Options) -> ExitCode {
     let next = AtomicU64::new(from);
     let stop = AtomicBool::new(false);
     let sums = Mutex::new((Counters::default(), 0_u64, 0_u64));
+    let under_way = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
+        let mut threads = Vec::new();
         for _ in 0..options.jobs.max(1) {
             let body = || {
                 while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
@@ -211,12 +221,14 @@ fn many(options: &Options) -> ExitCode {
                     if seed >= to {
                         break;
                     }
+                    lock(&under_way).insert(seed, Instant::now());
                     let mut outcome = asked_for(seed, false, options);
                     if options.twice && asked_for(seed, false, options).digest != outcome.digest {
                         let text = "the same seed gave another history".into();
                         outcome.violations.push(Violation { invariant: "Determinism", text });
                     }
-                    let mut sums = sums.lock().unwrap_or_else(PoisonError::into_inner);
+                    lock(&under_way).remove(&seed);
+                    let mut sums = lock(&sums);
                     sums.0.join(&outcome.counters);
                     sums.1 += 1;
                     if let Some(Violation { invariant, text }) = outcome.violations.first() {
@@ -229,7 +241,14 @@ fn many(options: &Options) -> ExitCode {
                 }
             };
             let thread = std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, body);
-            thread.expect("the system gives a thread");
+            threads.push(thread.expect("the system gives a thread"));
+        }
+        while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
+            std::thread::sleep(Duration::from_millis(100));
+            if let Some((seed, _)) = lock(&under_way).iter().find(|(_, since)| since.elapsed() > ENDLESS) {
+                tell(format_args!("FAILED Progress: the history does not end\n  replay: sim --seed {seed} --print"));
+                std::process::exit(1);
+            }
         }
     });
     let (counters, histories, failed) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);

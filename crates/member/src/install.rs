@@ -729,6 +729,10 @@ where
             None if !node.is_dir() => self.local_change(to.0, to.1),
             None => {}
         }
+        if node.is_dir() && self.scanning {
+            // The scan may be past its new place, and never came to the old one.
+            self.scan.insert(0, node.id);
+        }
         let old = (node.parent, node.name.clone());
         if self.closed.remove(&old) {
             self.closed.insert((to.0, to.1.to_vec()));
