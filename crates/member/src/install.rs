@@ -542,10 +542,16 @@ where
         match nodes::at(self.records.kv(), parent, name)?.filter(|n| n.uid != Some(uid)) {
             None => Ok(Ok(None)),
             Some(still) if still.id == occupant.id => {
-                let away = self.records.shown(other)?.is_some_and(|s| {
-                    s.name.bytes() != name
-                        || nodes::of(self.records.kv(), s.parent).is_ok_and(|p| p.is_none_or(|p| p.id != parent))
-                });
+                let away = match self.records.shown(other)? {
+                    Some(shown) => {
+                        let above = match shown.parent {
+                            Uid::ROOT => Some(nodes::ROOT_NODE),
+                            above => nodes::of(self.records.kv(), above)?.map(|n| n.id),
+                        };
+                        shown.name.bytes() != name || above != Some(parent)
+                    }
+                    None => false,
+                };
                 if away && depth == 0 { self.park(batch, still) } else { Ok(Err(Waiting::Order)) }
             }
             Some(_) => Ok(Err(Waiting::Order)),

@@ -1184,7 +1184,8 @@ where
         if self.records.record(uid)?.is_none() {
             return Ok(None);
         }
-        let live = batch.found.iter().any(|f| f.uid == Some(uid));
+        // It has been made again meanwhile, and lies elsewhere: kept beside what won its name, say.
+        let live = batch.found.iter().any(|f| f.uid == Some(uid)) || nodes::of(self.records.kv(), uid)?.is_some();
         let free = !back && !live && found.stat.kind != Kind::Directory;
         Ok(free.then(|| (uid, seen.clone())))
     }
