@@ -143,6 +143,33 @@ fn a_time_that_was_stamped_anew_is_not_ahead_any_more() {
 }
 
 #[test]
+fn a_clock_that_leapt_twice_leaves_what_was_stamped_later_than_what_it_had_seen() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let uid = step(&mut b, |b| b.add(now, file(Uid::ROOT, "f", 1)).unwrap());
+    pull(&mut a, &b, now);
+    // The clock is ahead by an hour, then by two days; the first change would come before what it has seen if both were
+    // brought back by two days.
+    let made = step(&mut a, |a| {
+        a.remove(Hlc(now.0 + hour), uid).unwrap();
+        let first = a.add(Hlc(now.0 + hour + 5), file(Uid::ROOT, "f", 2)).unwrap();
+        a.write(Hlc(now.0 + 48 * hour), first, content(3), MTIME, None).unwrap();
+        first
+    });
+    let later = Hlc(now.0 + 60_000_000);
+    assert_eq!(step(&mut a, |a| a.restamp(later, LIMIT).unwrap()), 2);
+    assert!(matches!(pull(&mut b, &a, later), PassEnd::Complete(_)));
+    for records in [&a, &b] {
+        assert!(!records.live(uid).unwrap());
+        let record = records.record(made).unwrap().unwrap();
+        let removed = records.record(uid).unwrap().unwrap().placement.written.time.clock;
+        let written = record.content.as_ref().unwrap().written.time.clock;
+        assert!(now < removed && removed < record.placement.written.time.clock);
+        assert!(record.placement.written.time.clock < written && written <= later);
+    }
+}
+
+#[test]
 fn a_pass_shows_nothing_until_it_is_complete_and_goes_on_where_it_was() {
     let (mut a, mut b) = (replica(A), replica(B));
     let uids: Vec<Uid> =
