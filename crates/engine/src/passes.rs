@@ -4,7 +4,7 @@
 //! cover a row that was not merged.
 
 use anabranch_model::codec::{Dictionary, Reader, Writer, encode_attributes, encode_record};
-use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Record, ReplicaId, Time, Written};
 
 use crate::dictionary::split_head;
 use crate::keys;
@@ -182,12 +182,49 @@ impl<K: Kv> Records<K> {
             }
             return Ok(taken);
         };
-        let (record, taken) = merge_records(&local, &remote, &self.arriving);
+        let mut remote = remote;
+        let weak = self.weaken_ahead(&local, &mut remote);
+        let (record, mut taken) = merge_records(weak.as_ref().unwrap_or(&local), &remote, &self.arriving);
+        taken.changed = record != local;
         if taken.changed {
             let number_it = !broken(Rule::ChangeNumbersCarryMerges) || !record.versions().eq(local.versions());
             self.replace(uid, Some(Old::of(number, &local)), Some(&record), number_it)?;
         }
         Ok(taken)
+    }
+
+    /// A time that no clock has reached yet wins nothing (design, section 4). What is known here and carries one was
+    /// stamped anew since by its author, or lost to something else: it does not come back. What is held here and carries
+    /// one, taken in while this clock was ahead too, loses to whatever else comes. Returns the local record so, where it
+    /// differs.
+    fn weaken_ahead(&self, local: &Record, remote: &mut Record) -> Option<Record> {
+        let latest = self.latest_allowed?;
+        if local.clock().max(remote.clock()) <= latest {
+            return None;
+        }
+        let ahead = |written: &Written| written.time.clock > latest;
+        let stale = |written: &Written| ahead(written) && self.known.covers(written.version);
+        let mut weak = local.clone();
+        if stale(&remote.placement.written) {
+            remote.placement.clone_from(&local.placement);
+        } else if ahead(&local.placement.written) && !ahead(&remote.placement.written) {
+            weak.placement.written.time = Time::default();
+        }
+        if let (Some(mine), Some(theirs)) = (&mut weak.attributes, &mut remote.attributes) {
+            if stale(&theirs.written) {
+                theirs.clone_from(mine);
+            } else if ahead(&mine.written) && !ahead(&theirs.written) {
+                mine.written.time = Time::default();
+            }
+        }
+        if let (Some(mine), Some(theirs)) = (&mut weak.content, &mut remote.content) {
+            if stale(&theirs.written) {
+                theirs.clone_from(mine);
+            } else if ahead(&mine.written) && !ahead(&theirs.written) {
+                (mine.written.time, mine.bytes.time) = (Time::default(), Time::default());
+            }
+        }
+        Some(weak)
     }
 
     /// Keeps a row of a pass aside, in the place of what lay aside of its UID.
@@ -281,6 +318,7 @@ impl<K: Kv> Records<K> {
         }
         let mut counts = TakenCounts::default();
         self.arriving = upstream_known.clone();
+        self.latest_allowed = Some(latest_allowed);
         self.merge_aside(upstream, &mut |taken| {
             counts.count(taken);
             each(taken);
@@ -288,6 +326,7 @@ impl<K: Kv> Records<K> {
         self.settle()?;
         self.known.join(upstream_known);
         self.arriving = Knowledge::default();
+        self.latest_allowed = None;
         // Others may know more of this id than this database does (it returned to an old image): never issue that again. A
         // number that is far ahead of the clock is nothing that was issued here.
         let seen = self.known.sequence(self.counters.replica);

@@ -90,6 +90,8 @@ pub struct Records<K> {
     pub(crate) known: Knowledge,
     /// What the pass that is being merged adds to `known` at its end.
     pub(crate) arriving: Knowledge,
+    /// Times after this one are ahead of the clock, while a pass is taken in.
+    pub(crate) latest_allowed: Option<Hlc>,
     pub(crate) view: View,
     touched: BTreeSet<Uid>,
     touched_elsewhere: Option<TakeTouched<K>>,
@@ -162,6 +164,7 @@ impl<K: Kv> Records<K> {
             counters: Counters::default(),
             known: Knowledge::default(),
             arriving: Knowledge::default(),
+            latest_allowed: None,
             view: View::default(),
             touched: BTreeSet::new(),
             touched_elsewhere: None,
@@ -243,6 +246,7 @@ impl<K: Kv> Records<K> {
         self.view = View::default();
         self.deferred = false;
         self.arriving = Knowledge::default();
+        self.latest_allowed = None;
         let meta = self.kv.get(Table::Meta, META_COUNTERS)?;
         self.counters = read_counters(&meta.unwrap_or_default())?.0;
         let known = self.kv.get(Table::Meta, META_KNOWN)?;

@@ -1,8 +1,8 @@
 //! Stamping anew what was stamped by a clock in the future (design, section 4).
 //!
-//! Owns what an author does once it knows that its clock was ahead: nobody took those versions in, so they get new ones
-//! with times that are past. The new versions have seen the old ones, so whoever has an old one after all takes the new
-//! one for it.
+//! Owns what an author does once it knows that its clock was ahead: a version of a time that no clock has reached would
+//! win over all that had seen it, so it gets a new one with a time that everybody can take in. Those who took the old
+//! one in, by a clock that was ahead as well, let it lose to whatever comes (in [`crate::passes`]).
 
 use std::collections::BTreeSet;
 
@@ -22,21 +22,19 @@ enum Facet {
 }
 
 impl<K: Kv> Records<K> {
-    /// Gives every version of this replica whose time is more than `limit` microseconds after `now` a new one: the
-    /// latest is of now, and each other one a microsecond before the next. So their order stays, and all come after what
-    /// they had seen, by however much the clock was ahead and however often that changed. Returns how many records were
-    /// changed.
+    /// Gives every version of this replica whose time is more than `limit` microseconds after `now` a new one. Their times
+    /// become those right after the latest that is not ahead, in the same order: so each comes after what it had seen, by
+    /// however much the clock was ahead and however often that changed. Returns how many records were changed.
     ///
     /// # Errors
     /// [`KvError`]; then roll back.
     pub fn restamp(&mut self, now: Hlc, limit: u64) -> Result<usize, KvError> {
         let latest_allowed = Hlc(now.0.saturating_add(limit));
-        let (clock, replica) = (self.counters.clock, self.counters.replica);
-        if clock <= latest_allowed || self.settings.read_only {
+        if self.counters.clock <= latest_allowed || self.settings.read_only {
             return Ok(0);
         }
-        let times = self.times_ahead(replica, latest_allowed)?;
-        self.counters.clock = now;
+        let ahead = self.ahead(now, latest_allowed)?;
+        self.counters.clock = ahead.last();
         let (mut after, mut count): (Option<Uid>, usize) = (None, 0);
         loop {
             let page = self.records(after, CHUNK)?;
@@ -45,8 +43,7 @@ impl<K: Kv> Records<K> {
             for uid in page.iter().filter(|r| r.clock() > latest_allowed).map(|r| r.uid) {
                 let Some((number, mut record)) = self.row(uid)? else { continue };
                 let old = Old::of(number, &record);
-                let ahead = |written: &Written| is_ahead(written, replica, latest_allowed);
-                if !self.restamp_record(now, &mut record, &times, &ahead) {
+                if !self.restamp_record(now, &mut record, &ahead) {
                     continue;
                 }
                 self.replace(uid, Some(old), Some(&record), true)?;
@@ -58,29 +55,36 @@ impl<K: Kv> Records<K> {
         Ok(count)
     }
 
-    /// The times, ascending, that this replica's versions carry and its clock had not reached.
-    fn times_ahead(&self, replica: ReplicaId, latest_allowed: Hlc) -> Result<Vec<Hlc>, KvError> {
-        let (mut after, mut times) = (None, BTreeSet::new());
+    /// The times of all records that the clock has not reached.
+    fn ahead(&self, now: Hlc, latest_allowed: Hlc) -> Result<Ahead, KvError> {
+        let (mut after, mut floor, mut times) = (None, now, BTreeSet::new());
         loop {
             let page = self.records(after, CHUNK)?;
-            let Some(last) = page.last() else { return Ok(times.into_iter().collect()) };
+            let Some(last) = page.last() else {
+                return Ok(Ahead {
+                    replica: self.counters.replica,
+                    latest_allowed,
+                    floor,
+                    times: times.into_iter().collect(),
+                });
+            };
             after = Some(last.uid);
-            for record in page.iter().filter(|r| r.clock() > latest_allowed) {
-                times.extend(record.written().filter(|w| is_ahead(w, replica, latest_allowed)).map(|w| w.time.clock));
-                times.extend(record.content.as_ref().map(|f| f.bytes.time.clock).filter(|c| *c > latest_allowed));
+            for record in &page {
+                let bytes = record.content.as_ref().map(|f| f.bytes.time.clock);
+                for clock in record.written().map(|w| w.time.clock).chain(bytes) {
+                    if clock > latest_allowed {
+                        times.insert(clock);
+                    } else {
+                        floor = floor.max(clock);
+                    }
+                }
             }
         }
     }
 
     /// In the order in which they were issued: so what had seen another facet of the record, as a removal has seen the
     /// content, has seen what becomes of it, and what came later is still unseen.
-    fn restamp_record(
-        &mut self,
-        now: Hlc,
-        record: &mut Record,
-        times: &[Hlc],
-        ahead: &dyn Fn(&Written) -> bool,
-    ) -> bool {
+    fn restamp_record(&mut self, now: Hlc, record: &mut Record, ahead: &Ahead) -> bool {
         let written = [
             (Facet::Placement, Some(&record.placement.written)),
             (Facet::Attributes, record.attributes.as_ref().map(|f| &f.written)),
@@ -88,22 +92,22 @@ impl<K: Kv> Records<K> {
         ];
         let mut due: Vec<_> = written
             .into_iter()
-            .filter_map(|(facet, written)| written.filter(|w| ahead(w)).map(|w| (w.version.sequence, facet)))
+            .filter_map(|(facet, written)| Some((written.filter(|w| ahead.holds(w))?.time.clock, facet)))
             .collect();
-        due.sort_by_key(|(sequence, _)| *sequence);
+        due.sort_by_key(|(clock, _)| *clock);
         // What removals had seen, they have seen still.
         let seen = record.content.as_ref().is_some_and(|f| record.placement.seen.covers(f.bytes.version));
         for (_, facet) in &due {
             match facet {
-                Facet::Placement => self.anew(now, &mut record.placement.written, times),
+                Facet::Placement => self.anew(now, &mut record.placement.written, ahead),
                 Facet::Attributes => {
                     if let Some(attributes) = &mut record.attributes {
-                        self.anew(now, &mut attributes.written, times);
+                        self.anew(now, &mut attributes.written, ahead);
                     }
                 }
                 Facet::Content => {
                     if let Some(content) = &mut record.content {
-                        self.restamp_content(now, content, times);
+                        self.restamp_content(now, content, ahead);
                     }
                 }
             }
@@ -114,36 +118,50 @@ impl<K: Kv> Records<K> {
         !due.is_empty()
     }
 
-    fn restamp_content(&mut self, now: Hlc, content: &mut ContentFacet, times: &[Hlc]) {
+    fn restamp_content(&mut self, now: Hlc, content: &mut ContentFacet, ahead: &Ahead) {
         let same = content.bytes == content.written.stamp();
-        let before = content.bytes;
-        self.anew(now, &mut content.written, times);
+        self.anew(now, &mut content.written, ahead);
         if same {
             content.bytes = content.written.stamp();
-        } else if before.time.clock > now && before.version.replica == content.written.version.replica {
+        } else if content.bytes.time.clock > ahead.latest_allowed {
             // A touch after a write, both from then: the write is told from others by its own earlier time.
-            let mut time = before.time;
-            time.clock = brought_back(time.clock, now, times);
+            let mut time = content.bytes.time;
+            time.clock = ahead.brought_back(time.clock);
             content.bytes = Stamp { time, version: content.written.version };
         }
     }
 
-    fn anew(&mut self, now: Hlc, written: &mut Written, times: &[Hlc]) {
+    fn anew(&mut self, now: Hlc, written: &mut Written, ahead: &Ahead) {
         let version = self.issue(now);
         written.history.learn(version);
-        written.time.clock = brought_back(written.time.clock, now, times);
+        written.time.clock = ahead.brought_back(written.time.clock);
         written.time.change = version;
         written.version = version;
     }
 }
 
-/// A time that was ahead, as one of up to now, in the order of all of them.
-fn brought_back(clock: Hlc, now: Hlc, times: &[Hlc]) -> Hlc {
-    let later = times.len() - times.partition_point(|time| *time <= clock);
-    Hlc(now.0.saturating_sub(later as u64))
+/// The times that no clock had reached.
+struct Ahead {
+    replica: ReplicaId,
+    latest_allowed: Hlc,
+    /// No other time is later, nor is now.
+    floor: Hlc,
+    /// Ascending.
+    times: Vec<Hlc>,
 }
 
-/// Was it stamped here, by a clock that was ahead?
-fn is_ahead(written: &Written, replica: ReplicaId, latest_allowed: Hlc) -> bool {
-    written.version.replica == replica && written.time.change.replica == replica && written.time.clock > latest_allowed
+impl Ahead {
+    fn holds(&self, written: &Written) -> bool {
+        written.version.replica == self.replica && written.time.clock > self.latest_allowed
+    }
+
+    /// The time that one of these becomes.
+    fn brought_back(&self, clock: Hlc) -> Hlc {
+        Hlc(self.floor.0 + 1 + self.times.partition_point(|time| *time < clock) as u64)
+    }
+
+    /// The latest time once all are brought back.
+    fn last(&self) -> Hlc {
+        Hlc(self.floor.0 + self.times.len() as u64)
+    }
 }

