@@ -6,7 +6,8 @@
 //! ([`until`]).
 //!
 //! Settings from the environment: `ANABRANCH_BIN` (the program; else the one built beside the tests), `E2E_SEED`,
-//! `E2E_DIR` (where trees are made), `E2E_JOURNAL` (1: print what users do, with the time), `KILLS`, `CUTS`, `INSTALLS`, `REAL_FILES`.
+//! `E2E_DIR` (where trees are made), `E2E_JOURNAL` (1: print what users do, with the time), `KILLS`, `CUTS`, `INSTALLS`,
+//! `REAL_FILES`.
 
 pub mod closed;
 pub mod cluster;

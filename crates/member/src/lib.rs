@@ -29,6 +29,7 @@ mod serve;
 mod start;
 pub mod steps;
 mod tables;
+mod unnoted;
 
 pub use config::{Config, FreshIds, Limits, RecoveryPolicy};
 pub use events::{Event, EventKind, Level};

@@ -211,6 +211,9 @@ where
         }
         self.clear_staging()?;
         self.take_up_parked()?;
+        if !new && !clean {
+            self.take_up_unnoted()?;
+        }
         self.lower_what_was_left()?;
         self.look_at_last_preserved()?;
         if !new && place.as_deref() != Some(&self.config.place[..]) {
@@ -425,7 +428,12 @@ where
             after = last.number;
             for mut item in page.into_iter().filter(|i| i.pending) {
                 let dir = self.preserved_dir(item.reason);
-                if self.fs.stat(&dir, &item.file_name()).map_err(failed)?.is_some() {
+                if let Some(stat) = self.fs.stat(&dir, &item.file_name()).map_err(failed)? {
+                    // We took it out, so nobody removed it.
+                    let node = item.uid.map(|uid| nodes::of(self.records.kv(), uid)).transpose()?.flatten();
+                    if let Some(node) = node.filter(|n| n.object == stat.object) {
+                        nodes::remove(self.records.kv_mut(), &node)?;
+                    }
                     item.pending = false;
                     tables::put_preserved(self.records.kv_mut(), &item)?;
                 } else {

@@ -57,6 +57,6 @@ fn they_are_filled_and_keep_their_mode() {
 #[test]
 fn a_crash_at_any_step_leaves_no_lifted_mode_behind() {
     for power_cut in [false, true] {
-        crash_at_every_step(start, &[&change], 20, power_cut);
+        crash_at_every_step(start, &[&change], &[], 20, power_cut);
     }
 }

@@ -139,6 +139,17 @@ impl Couple {
         }
     }
 
+    /// Users change the first one's tree, which records one change before the next is made.
+    pub(crate) fn change(&mut self, changes: &[Change<'_>]) {
+        for change in changes {
+            change(&self.members[0].fs);
+            let hints = self.members[0].fs.take_hints();
+            self.queue.push_back((0, Input::Hints(hints)));
+            let rest = (0..20_000).any(|_| !self.step());
+            assert!(rest, "the first one does not come to rest");
+        }
+    }
+
     /// The link between them ends.
     pub(crate) fn disconnect(&mut self) {
         self.queue.clear();
@@ -238,19 +249,21 @@ pub(crate) type Change<'a> = &'a dyn Fn(&SimFs);
 
 /// The second one follows changes of the first, each of which was recorded before the next was made; its process dies, or
 /// its power is cut, after each step of its disk and its database once; there are more than so many.
-pub(crate) fn crash_at_every_step(start: impl Fn() -> Couple, changes: &[Change<'_>], least: u64, power_cut: bool) {
+///
+/// While it is down the first one changes more.
+pub(crate) fn crash_at_every_step(
+    start: impl Fn() -> Couple,
+    changes: &[Change<'_>],
+    meanwhile: &[Change<'_>],
+    least: u64,
+    power_cut: bool,
+) {
     let mut steps = 0;
     loop {
         let mut couple = start();
         settle(&mut couple);
         couple.disconnect();
-        for change in changes {
-            change(&couple.members[0].fs);
-            let hints = couple.members[0].fs.take_hints();
-            couple.queue.push_back((0, Input::Hints(hints)));
-            let rest = (0..20_000).any(|_| !couple.step());
-            assert!(rest, "the first one does not come to rest");
-        }
+        couple.change(changes);
         couple.connect();
         couple.members[1].fs.power().cut_after(steps);
         settle(&mut couple);
@@ -260,6 +273,9 @@ pub(crate) fn crash_at_every_step(start: impl Fn() -> Couple, changes: &[Change<
         } else {
             couple.members[1].fs.process_died();
         }
+        couple.members[1].replica = None;
+        couple.disconnect();
+        couple.change(meanwhile);
         couple.restart(Limits::default());
         settle(&mut couple);
         expect_equal(&couple, &format!("power cut: {power_cut}, after step {steps}"));

@@ -1,0 +1,173 @@
+//! What was done before an unclean end and not noted any more (design, section 11).
+//!
+//! Directories are made and things moved in batches, of which the database takes note at the end. Where a batch ended half
+//! way, the disk shows some of it, and the view still shows why: it is as it was then. So before anything is taken in or
+//! compared, what lies just where the view wants it is taken for our own work. Later the view may have gone on, and
+//! the same would look like what a user did.
+//!
+//! Files are put in place with intents; here they are only moved.
+
+use anabranch_engine::kv::{Kv, Table};
+use anabranch_model::{Uid, Version};
+use anabranch_volume::fs::{Fs, Kind, Stat};
+
+use crate::nodes::{self, Node, NodeId, ROOT_NODE};
+use crate::replica::{Replica, Result};
+use crate::tables::{self, Work};
+
+/// Is a name free for what lies there?
+enum Vacated {
+    Yes,
+    /// What came has it by now.
+    Exchanged,
+    /// It is not known where the other one is.
+    No,
+}
+
+/// Rows of Todo read at a time.
+const ROWS: usize = 4096;
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Notes what lies where the view shows it and the database has it elsewhere or not at all.
+    pub(crate) fn take_up_unnoted(&mut self) -> Result<()> {
+        self.records.begin()?;
+        let mut left = self.listed()?;
+        // Each may wait for another: a directory for the one that it is in, a name for what had it before.
+        loop {
+            let mut waiting = Vec::new();
+            let before = left.len();
+            for uid in left {
+                if !self.take_up(uid)? {
+                    waiting.push(uid);
+                }
+            }
+            if waiting.is_empty() || waiting.len() == before {
+                break;
+            }
+            left = waiting;
+        }
+        self.records.commit()?;
+        self.dirs.clear();
+        Ok(())
+    }
+
+    /// UIDs on the list of work that are not where the view shows them.
+    fn listed(&self) -> Result<Vec<Uid>> {
+        let (mut from, mut out) = (Vec::new(), Vec::new());
+        loop {
+            let rows = self.records.kv().range(Table::Todo, &from, None, ROWS)?;
+            for (key, _) in &rows {
+                let Work::Uid(uid) = tables::read_work(key)? else { continue };
+                let node = nodes::of(self.records.kv(), uid)?;
+                let directory = self.records.record(uid)?.is_some_and(|r| r.placement.value.directory);
+                if node.is_some() || directory {
+                    out.push(uid);
+                }
+            }
+            match rows.last() {
+                Some((last, _)) if rows.len() == ROWS => from = [last.as_slice(), &[0]].concat(),
+                _ => return Ok(out),
+            }
+        }
+    }
+
+    /// `true`: there is nothing more to do for it.
+    fn take_up(&mut self, uid: Uid) -> Result<bool> {
+        let Some(shown) = self.records.shown(uid)? else {
+            return match nodes::of(self.records.kv(), uid)? {
+                Some(node) => self.take_away(&node),
+                None => Ok(true),
+            };
+        };
+        let parent = match shown.parent {
+            Uid::ROOT => ROOT_NODE,
+            above => match nodes::of(self.records.kv(), above)? {
+                Some(above) => above.id,
+                None => return Ok(false),
+            },
+        };
+        let name = shown.name.bytes();
+        let node = nodes::of(self.records.kv(), uid)?;
+        if node.as_ref().is_some_and(|n| n.parent == parent && n.name == name) {
+            return Ok(true);
+        }
+        let Some(stat) = self.stat_at(parent, name)? else { return Ok(false) };
+        let mine = match &node {
+            Some(node) => node.object == stat.object && node.kind == stat.kind,
+            // A directory that nobody knows.
+            None => stat.kind == Kind::Directory && !stat.foreign && self.dir_node(&stat.object)?.is_none(),
+        };
+        if !mine {
+            return Ok(false);
+        }
+        match self.vacate(parent, name, node.as_ref())? {
+            Vacated::Yes => {}
+            Vacated::Exchanged => return Ok(true),
+            Vacated::No => return Ok(false),
+        }
+        tracing::debug!(member = self.config.member, name = %name.escape_ascii(), ?uid, "not noted before the end");
+        match node {
+            // Its stamp stays: it is compared with what is there now.
+            Some(node) => {
+                let moved = Node { parent, name: name.to_vec(), ..node.clone() };
+                nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
+            }
+            None => {
+                let Some(attributes) = self.dir(parent)?.and_then(|dir| self.fs.read_attributes(&dir, name).ok())
+                else {
+                    return Ok(false);
+                };
+                let id = self.new_node_id();
+                let made = self.node_after(id, parent, name, uid, &stat, None, false, attributes)?;
+                let made = Node { attributes_version: Version::default(), ..made };
+                nodes::put(self.records.kv_mut(), None, &made)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the database has under this name is not there any more: it was exchanged with what came, or removed.
+    fn vacate(&mut self, parent: NodeId, name: &[u8], came: Option<&Node>) -> Result<Vacated> {
+        let Some(other) = nodes::at(self.records.kv(), parent, name)? else { return Ok(Vacated::Yes) };
+        if let Some(came) = came
+            && self.stat_at(came.parent, &came.name)?.is_some_and(|s| s.object == other.object && s.kind == other.kind)
+        {
+            // Both rows change places, over a name that nothing has.
+            let aside =
+                Node { parent: nodes::STAGING_NODE, name: format!("x-{}", other.id.0).into_bytes(), ..other.clone() };
+            nodes::put(self.records.kv_mut(), Some(&other), &aside)?;
+            let away = Node { parent, name: name.to_vec(), ..came.clone() };
+            nodes::put(self.records.kv_mut(), Some(came), &away)?;
+            let there = Node { parent: came.parent, name: came.name.clone(), ..other };
+            nodes::put(self.records.kv_mut(), Some(&aside), &there)?;
+            return Ok(Vacated::Exchanged);
+        }
+        Ok(if self.take_away(&other)? { Vacated::Yes } else { Vacated::No })
+    }
+
+    /// A directory that the view does not show, and that is nowhere: we removed it. `false`: it may be somewhere.
+    fn take_away(&mut self, node: &Node) -> Result<bool> {
+        let shown = match node.uid {
+            Some(uid) => self.records.shown(uid)?.is_some(),
+            None => false,
+        };
+        let removed = node.is_dir()
+            && !shown
+            && nodes::children(self.records.kv(), node.id, None, 1)?.is_empty()
+            && self.stat_at(node.parent, &node.name)?.is_none_or(|s| s.object != node.object)
+            && matches!(self.fs.locate(&node.object), Ok(None));
+        if removed {
+            nodes::remove(self.records.kv_mut(), node)?;
+        }
+        Ok(removed)
+    }
+
+    fn stat_at(&mut self, parent: NodeId, name: &[u8]) -> Result<Option<Stat>> {
+        let Some(dir) = self.dir(parent)? else { return Ok(None) };
+        Ok(self.fs.stat(&dir, name).ok().flatten())
+    }
+}
