@@ -29,6 +29,7 @@ use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -213,22 +214,26 @@ fn many(options: &Options) -> ExitCode {
     let sums = Mutex::new((Counters::default(), 0_u64, 0_u64));
     let under_way = Mutex::new(BTreeMap::new());
     std::thread::scope(|scope| {
-        let mut threads = Vec::new();
+        // Nothing is sent: it is closed once the last worker has ended.
+        let (working, ended) = std::sync::mpsc::channel::<()>();
         for _ in 0..options.jobs.max(1) {
-            let body = || {
+            let working = working.clone();
+            let (next, stop, sums, under_way) = (&next, &stop, &sums, &under_way);
+            let body = move || {
+                let _working = working;
                 while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
                     if seed >= to {
                         break;
                     }
-                    lock(&under_way).insert(seed, Instant::now());
+                    lock(under_way).insert(seed, Instant::now());
                     let mut outcome = asked_for(seed, false, options);
                     if options.twice && asked_for(seed, false, options).digest != outcome.digest {
                         let text = "the same seed gave another history".into();
                         outcome.violations.push(Violation { invariant: "Determinism", text });
                     }
-                    lock(&under_way).remove(&seed);
-                    let mut sums = lock(&sums);
+                    lock(under_way).remove(&seed);
+                    let mut sums = lock(sums);
                     sums.0.join(&outcome.counters);
                     sums.1 += 1;
                     if let Some(Violation { invariant, text }) = outcome.violations.first() {
@@ -241,10 +246,10 @@ fn many(options: &Options) -> ExitCode {
                 }
             };
             let thread = std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, body);
-            threads.push(thread.expect("the system gives a thread"));
+            thread.expect("the system gives a thread");
         }
-        while !threads.iter().all(std::thread::ScopedJoinHandle::is_finished) {
-            std::thread::sleep(Duration::from_millis(100));
+        drop(working);
+        while ended.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
             if let Some((seed, _)) = lock(&under_way).iter().find(|(_, since)| since.elapsed() > ENDLESS) {
                 tell(format_args!("FAILED Progress: the history does not end\n  replay: sim --seed {seed} --print"));
                 std::process::exit(1);
