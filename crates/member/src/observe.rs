@@ -829,7 +829,14 @@ where
                     self.cannot_read(id, &name, error)?;
                 }
             }
-            let dropped = read.in_use || gone || read.error.is_some();
+            // Who it is was decided by what was looked at, and bytes that are known are known by its stamp: something else
+            // may have taken its name since.
+            let other =
+                is_found
+                    && batch.found.get(at).zip(read.stat.as_ref()).is_some_and(|(f, s)| {
+                        s.object != f.stat.object || f.content.is_some() && s.stamp != f.stat.stamp
+                    });
+            let dropped = read.in_use || gone || other || read.error.is_some();
             if is_found {
                 if dropped {
                     self.drop_found(batch, at)?;
