@@ -154,6 +154,8 @@ struct Shared {
     interloper: Mutex<Option<Interloper>>,
     /// Whether there is one, so that calls need not ask the lock.
     watched: AtomicBool,
+    /// It acts before every call, also before those that only look.
+    everywhere: AtomicBool,
 }
 
 /// Somebody who may act before a call of the member takes effect.
@@ -209,7 +211,8 @@ impl SimFs {
 
     fn of(disk: Disk) -> Self {
         let disk = Mutex::new(disk);
-        Self(Arc::new(Shared { disk, interloper: Mutex::new(None), watched: AtomicBool::new(false) }))
+        let no = || AtomicBool::new(false);
+        Self(Arc::new(Shared { disk, interloper: Mutex::new(None), watched: no(), everywhere: no() }))
     }
 
     fn disk(&self) -> MutexGuard<'_, Disk> {
@@ -270,6 +273,12 @@ impl SimFs {
         *self.0.interloper.lock().unwrap_or_else(PoisonError::into_inner) = interloper;
     }
 
+    /// As [`Self::set_interloper`], before every call.
+    pub fn set_interloper_everywhere(&self, interloper: Interloper) {
+        self.0.everywhere.store(true, Ordering::Relaxed);
+        self.set_interloper(Some(interloper));
+    }
+
     fn interlope(&self, call: Call) {
         let taken = self.0.interloper.lock().unwrap_or_else(PoisonError::into_inner).take();
         // Nobody there: it is acting right now, and what it calls is not interrupted again.
@@ -292,7 +301,8 @@ impl SimFs {
 
     /// As [`Self::enter`], for calls that do a part of their work before they fail.
     fn enter_write(&self, call: Call) -> io::Result<(MutexGuard<'_, Disk>, Option<Fault>)> {
-        if self.0.watched.load(Ordering::Relaxed) && call.lets_others_in() {
+        let others = call.lets_others_in() || self.0.everywhere.load(Ordering::Relaxed);
+        if others && self.0.watched.load(Ordering::Relaxed) {
             self.interlope(call);
         }
         let mut guard = self.disk();
