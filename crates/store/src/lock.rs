@@ -13,7 +13,7 @@ use anabranch_engine::kv::KvError;
 /// The lock of a database, held until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lock {
-    _file: File,
+    file: File,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -57,6 +57,31 @@ impl Lock {
             writeln!(file, "{}", std::process::id())
         };
         leave_number().map_err(failed)?;
-        Ok(Self { _file: file })
+        Ok(Self { file })
+    }
+}
+
+impl Drop for Lock {
+    /// Closing alone would leave it to whoever has a copy of the descriptor: a child that another thread has just forked has
+    /// one until it runs its program.
+    fn drop(&mut self) {
+        drop(self.file.unlock());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Lock;
+
+    #[test]
+    fn a_lock_that_is_dropped_is_free_though_a_child_has_a_copy_of_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let lock = Lock::take(&path).unwrap();
+        let copy = lock.file.try_clone().unwrap();
+        assert!(Lock::take(&path).is_err());
+        drop(lock);
+        assert!(Lock::take(&path).is_ok());
+        drop(copy);
     }
 }
