@@ -23,7 +23,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_model::Hlc;
 use anabranch_volume::fs::Kind;
-use anabranch_volume::simulated::{Deed, SimFs, Thing, Tree, Wreck};
+use anabranch_volume::simulated::{Damage, Deed, SimFs, Thing, Tree, Wreck};
 
 use crate::machine::{Kept, Machine};
 use crate::plan::{Habits, Plan};
@@ -172,7 +172,11 @@ impl Oracle {
         self.disturbed = Some(now);
         let mut out = Vec::new();
         for changed in &wreck.changed {
-            if changed.by_user {
+            if changed.damage == Damage::Revived {
+                // What somebody wrote into a file that had lost its name by then was in no tree so far.
+                let fate = self.fates.entry(changed.after.clone()).or_default();
+                fate.made |= changed.by_user && fate.finished == 0;
+            } else if changed.by_user {
                 // The disk made it of what a user wrote: from now on it is there like any content.
                 self.fates.entry(changed.after.clone()).or_default().made = true;
             } else if !changed.path.starts_with(b".anabranch/") {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use anabranch_engine::MemoryKv;
 use anabranch_model::{Hlc, ReplicaId};
 use anabranch_net::message::Message;
-use anabranch_volume::simulated::{Call, Deed, DiskConfig, Image, Power, Rng, SimClock, SimFs, Thing};
+use anabranch_volume::simulated::{Call, Deed, DiskConfig, Image, Power, Rng, SimClock, SimFs, Thing, Tree};
 
 use crate::counters::Counters;
 use crate::kv::SimKv;
@@ -867,7 +867,8 @@ impl<'a> World<'a> {
             self.look_into(number);
         }
         if !self.healing {
-            let delay = self.plan.ends / 16 + 1;
+            // Less and less often: a history that goes on for long is not slowed down by being looked at.
+            let delay = (self.plan.ends / 16).max(self.now / 64) + 1;
             self.after(delay, Event::Look);
         }
     }
@@ -980,8 +981,11 @@ fn everything(fs: &SimFs) -> BTreeSet<Thing> {
     trees.into_iter().flat_map(|tree| tree.into_values().filter_map(|e| e.content)).collect()
 }
 
+/// Is a content on one of these disks? What is only staged there does not count: it goes as soon as it is outdated.
 fn on_any(disks: &[SimFs], content: &Thing) -> bool {
-    disks.iter().any(|fs| everything(fs).contains(content))
+    let holds =
+        |tree: Tree| tree.iter().any(|(path, e)| !path.starts_with(b"staging/") && e.content.as_ref() == Some(content));
+    disks.iter().any(|fs| holds(fs.tree()) || holds(fs.private_tree()))
 }
 
 /// A message in a few words.

@@ -408,22 +408,13 @@ where
     }
 
     fn look_at_new(&mut self, batch: &mut Batch<F>, uid: Uid, depth: usize) -> Result<Looked> {
-        let shown = self.records.shown(uid)?;
-        let node = nodes::of(self.records.kv(), uid)?;
-        let (shown, node) = match (shown, node) {
-            (None, None) => {
-                self.drop_content(uid)?;
-                return Ok(Looked::Done);
-            }
-            (None, Some(node)) => {
-                self.drop_content(uid)?;
-                return if node.is_dir() {
-                    self.take_out_dir(batch, uid, &node, depth)
-                } else {
-                    self.plan_removal(batch, uid, node)
-                };
-            }
-            (Some(shown), node) => (shown, node),
+        let Some(shown) = self.records.shown(uid)? else {
+            self.drop_content(uid)?;
+            return match nodes::of(self.records.kv(), uid)? {
+                None => Ok(Looked::Done),
+                Some(node) if node.is_dir() => self.take_out_dir(batch, uid, &node, depth),
+                Some(node) => self.plan_removal(batch, uid, node),
+            };
         };
         let Some(record) = self.records.record(uid)? else { return Ok(Looked::Done) };
         // The directory first: so it is at its final place, and nothing is moved into itself.
@@ -437,7 +428,8 @@ where
             return Ok(Looked::Wait(Waiting::Order));
         };
         let name = shown.name.bytes();
-        let node = match node {
+        // Only now: the look at its directory may have moved it, parked it or made it part of another.
+        let node = match nodes::of(self.records.kv(), uid)? {
             Some(node) if (node.parent, &node.name[..]) != (parent.id, name) => {
                 match self.move_node(batch, &node, &parent, name, depth)? {
                     Ok(node) => Some(node),

@@ -329,6 +329,11 @@ pub(crate) fn next_id(kv: &impl Kv) -> Result<NodeId, KvError> {
 /// Writes a node and corrects the indexes; `old` is what the database had under this number.
 pub(crate) fn put(kv: &mut impl Kv, old: Option<&Node>, node: &Node) -> Result<(), KvError> {
     let id = node.id.0.to_be_bytes();
+    debug_assert_eq!(
+        kv.get(Table::Nodes, &id)?.as_deref(),
+        old.map(Node::encode).as_deref(),
+        "what is written is not what was read: {old:?} becomes {node:?}"
+    );
     if let Some(old) = old {
         if (old.parent, &old.name) != (node.parent, &node.name) {
             drop_name(kv, old)?;

@@ -13,13 +13,17 @@ use anabranch_engine::{ChangeError, NewThing};
 use anabranch_model::{
     Attributes, Content, Hlc, Knowledge, Name, Names, Record, Timestamp, Uid, Version, fold, is_reserved,
 };
-use anabranch_volume::fs::{Fs, Kind, Stat};
+use anabranch_volume::fs::{Fs, Kind, Object, Stat};
 use anabranch_volume::hash::{Hashing, hash_file};
 
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
+
+/// How far up the directories of something are looked for that moved with them; what lies deeper waits for the events of
+/// its own directories.
+const DEEPEST: usize = 128;
 
 /// Where a found entry lies: in a directory that the database has, or in one found in the same batch.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -278,8 +282,14 @@ where
                 // what this hint was about as soon as it is found again or known to be gone.
                 seen.remove(&(parent, name.clone()));
                 if let Some(node) = nodes::get(self.records.kv(), parent)? {
-                    if !seen.contains(&(node.parent, node.name.clone())) {
-                        self.changed.insert((node.parent, node.name));
+                    let above = (node.parent, node.name);
+                    if seen.contains(&above) {
+                        // It was looked at just now.
+                    } else if self.later.contains_key(&(parent, name.clone())) {
+                        // And before this as well, to no avail.
+                        self.again_later(above.0, &above.1);
+                    } else {
+                        self.changed.insert(above);
                     }
                     self.again_later(parent, &name);
                 }
@@ -559,8 +569,11 @@ where
     }
 
     /// Leaves a found entry for later. What had its name, and what had its object, is not gone then: nothing is known.
+    #[track_caller]
     fn drop_found(&mut self, batch: &mut Batch<F::Dir>, at: usize) -> Result<()> {
+        let decided = std::panic::Location::caller().line();
         let Some(found) = batch.found.get_mut(at) else { return Ok(()) };
+        tracing::debug!(member = self.config.member, name = %found.name, parent = ?found.parent, decided, "left for later");
         found.dropped = true;
         let (parent, name, occupant, moved) =
             (found.parent, found.name.clone(), found.occupant.take(), found.moved.take());
@@ -730,6 +743,7 @@ where
                         }
                         return Ok(());
                     }
+                    self.reach(batch, seen, &directory, 0)?;
                     self.look(batch, seen, here.0, here.1)?;
                     if !batch.found.iter().any(|f| f.stat.object == node.object) {
                         // What it lies in is in flux: it is somewhere, so it is not gone.
@@ -741,6 +755,7 @@ where
                     if !self.is_private(&directory) {
                         batch.gone.remove(&node.id);
                         self.again_later(node.parent, &node.name);
+                        self.look_at_unknown(directory)?;
                     }
                 }
             }
@@ -765,7 +780,47 @@ where
         Ok(())
     }
 
-    fn is_private(&self, object: &anabranch_volume::fs::Object) -> bool {
+    /// Opens a directory that is not where its node says, by what it lies in now: what left a name for a place in there
+    /// can be recorded in one batch with what took the name only if both are found.
+    fn reach(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        directory: &Object,
+        depth: usize,
+    ) -> Result<bool> {
+        let Some(id) = self.dir_node(directory)? else { return Ok(false) };
+        if matches!(self.open_node(id)?, Ok(Some(_))) {
+            return Ok(true);
+        }
+        let Ok(Some((above, name))) = self.fs.locate(directory) else { return Ok(false) };
+        if depth == DEEPEST || is_reserved(&name) || !self.reach(batch, seen, &above, depth + 1)? {
+            return Ok(false);
+        }
+        if let Some(parent) = self.dir_node(&above)? {
+            self.look(batch, seen, parent, name)?;
+            self.enter_found(batch, seen)?;
+        }
+        Ok(matches!(self.open_node(id)?, Ok(Some(_))))
+    }
+
+    /// A directory that the database does not have holds what it knows: the place where it became visible is looked at
+    /// again. No event may ever tell of it, as when what was mounted over it is taken away.
+    fn look_at_unknown(&mut self, mut directory: Object) -> Result<()> {
+        for _ in 0..DEEPEST {
+            let Ok(Some((above, name))) = self.fs.locate(&directory) else { return Ok(()) };
+            if let Some(parent) = self.dir_node(&above)? {
+                if parent != nodes::STAGING_NODE && !is_reserved(&name) {
+                    self.again_later(parent, &name);
+                }
+                return Ok(());
+            }
+            directory = above;
+        }
+        Ok(())
+    }
+
+    fn is_private(&self, object: &Object) -> bool {
         [&self.private.top, &self.private.conflict, &self.private.pre_existing, &self.private.staging]
             .into_iter()
             .any(|dir| self.fs.stat_dir(dir).is_ok_and(|s| s.object == *object))

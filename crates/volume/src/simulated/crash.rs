@@ -55,6 +55,8 @@ pub enum Damage {
     Torn,
     /// Nothing, but that its writer had not closed it and never will.
     Unfinished,
+    /// Nothing, but that it had no name any more and has one again.
+    Revived,
 }
 
 impl Disk {
@@ -205,6 +207,7 @@ impl Disk {
     pub(super) fn crash(&mut self, seed: u64) -> Wreck {
         let mut rng = Rng::new(seed);
         let before = self.contents();
+        let named: BTreeSet<u64> = before.iter().map(|(number, ..)| *number).collect();
         let unfinished: BTreeSet<u64> = self.users.values().filter(|u| u.wrote).map(|u| u.inode).collect();
         let mut wreck = Wreck { names_pending: self.state.log.len(), ..Wreck::default() };
         wreck.names_lost = self.lose_names(&mut rng);
@@ -224,7 +227,8 @@ impl Disk {
             used += inode.now.data.bytes.len() as u64;
             let Some(thing) = Thing::of(inode) else { return };
             let open = unfinished.contains(&number).then_some(&Damage::Unfinished);
-            if let Some(&damage) = damaged.get(&number).or(open) {
+            let back = (!named.contains(&number)).then_some(&Damage::Revived);
+            if let Some(&damage) = damaged.get(&number).or(open).or(back) {
                 wreck.changed.push(Changed {
                     path: path.to_vec(),
                     after: thing.clone(),

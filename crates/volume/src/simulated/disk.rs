@@ -408,6 +408,11 @@ impl Disk {
         }
     }
 
+    /// A directory that something is mounted over is not renamed, exchanged, replaced or removed (rename(2), EBUSY).
+    fn not_mounted_over(&self, number: u64) -> io::Result<()> {
+        if self.inode(number)?.foreign { Err(error(libc::EBUSY)) } else { Ok(()) }
+    }
+
     /// Renames; what is in the way is replaced if `replace`, else it is an error. Returns what was replaced.
     pub(super) fn rename(
         &mut self,
@@ -420,6 +425,7 @@ impl Disk {
         self.living_directory(to)?;
         let in_the_way = self.entry(to, &new)?;
         let is_dir = self.inode(number)?.kind == Kind::Directory;
+        self.not_mounted_over(number)?;
         if let Some(other) = in_the_way {
             if !replace {
                 return Err(error(libc::EEXIST));
@@ -427,6 +433,7 @@ impl Disk {
             if other == number {
                 return Ok(None);
             }
+            self.not_mounted_over(other)?;
             let other = self.inode(other)?;
             match (is_dir, other.kind == Kind::Directory) {
                 (true, false) => return Err(error(libc::ENOTDIR)),
@@ -466,6 +473,7 @@ impl Disk {
             return Ok(());
         }
         for (moving, to) in [(a, other), (b, one)] {
+            self.not_mounted_over(moving)?;
             if self.inode(moving)?.kind == Kind::Directory && self.lies_in(to, moving) {
                 return Err(error(libc::EINVAL));
             }
