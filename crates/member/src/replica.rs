@@ -758,7 +758,7 @@ where
                         {
                             // It may be about what was there before we moved it.
                             if closed_after_write {
-                                self.closed.insert((moved.parent, moved.name.clone()));
+                                self.note_closed((moved.parent, moved.name.clone()))?;
                             }
                             if moved.parent != nodes::STAGING_NODE {
                                 self.changed.insert((moved.parent, moved.name));
@@ -766,7 +766,7 @@ where
                         }
                         self.later.remove(&key);
                         if closed_after_write {
-                            self.closed.insert(key.clone());
+                            self.note_closed(key.clone())?;
                         }
                         self.changed.insert(key);
                     }
@@ -786,6 +786,20 @@ where
             let at = Hlc(self.now.0 + self.config.limits.settle);
             self.observe_at = Some(self.observe_at.map_or(at, |before| before.min(at)));
         }
+        Ok(())
+    }
+
+    /// Somebody wrote by this name: into the file, whatever other names the database has for it. Their stamps may say
+    /// nothing, as after a store through a mapping, and no hint names them.
+    fn note_closed(&mut self, place: (NodeId, Vec<u8>)) -> Result<()> {
+        if let Some(node) = nodes::at(self.records.kv(), place.0, &place.1)? {
+            for other in nodes::by_object(self.records.kv(), &node.object)?.into_iter().filter(|n| n.id != node.id) {
+                let other = (other.parent, other.name);
+                self.closed.insert(other.clone());
+                self.changed.insert(other);
+            }
+        }
+        self.closed.insert(place);
         Ok(())
     }
 

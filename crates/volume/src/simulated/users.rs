@@ -174,6 +174,20 @@ impl Disk {
         self.existing(dir, name)
     }
 
+    /// As [`Self::lookup`], for a change: of a file with several names the watcher hears the one by which it was reached.
+    fn reach(&mut self, path: &[u8]) -> io::Result<u64> {
+        let (dir, name) = self.resolve(path)?;
+        let number = self.existing(dir, name)?;
+        self.reached_by(number, dir, name);
+        Ok(number)
+    }
+
+    fn reached_by(&mut self, number: u64, dir: u64, name: &[u8]) {
+        if let Ok(inode) = self.inode_mut(number) {
+            inode.place = Some((dir, name.into()));
+        }
+    }
+
     /// What ends with the last name of a file; another hard link keeps it.
     fn under_last_name(&self, number: u64) -> Option<Thing> {
         self.inode(number).ok().filter(|inode| inode.links <= 1).and_then(Thing::of)
@@ -206,7 +220,10 @@ impl Disk {
         let (dir, name) = self.resolve(path)?;
         let inode = match self.entry(dir, name)? {
             Some(number) => match self.inode(number)?.kind {
-                Kind::File => number,
+                Kind::File => {
+                    self.reached_by(number, dir, name);
+                    number
+                }
                 Kind::Directory => return Err(error(libc::EISDIR)),
                 Kind::Symlink => return Err(error(libc::ELOOP)),
                 Kind::Other => return Err(error(libc::ENXIO)),
@@ -331,7 +348,7 @@ impl Disk {
     }
 
     fn set_attributes(&mut self, path: &[u8], change: impl FnOnce(&mut Attributes)) -> io::Result<()> {
-        let number = self.lookup(path)?;
+        let number = self.reach(path)?;
         let inode = self.inode_mut(number)?;
         change(Arc::make_mut(&mut inode.now.attributes));
         self.touch(number, false)?;
@@ -561,7 +578,7 @@ impl SimFs {
     /// Sets the modification time; `None` is now.
     pub fn touch(&self, path: &[u8], mtime: Option<Timestamp>) -> io::Result<()> {
         let mut disk = self.disk();
-        let number = disk.lookup(path)?;
+        let number = disk.reach(path)?;
         let time = mtime.unwrap_or_else(|| SimClock::timestamp(disk.clock.nanoseconds()));
         disk.touch(number, false)?;
         disk.inode_mut(number)?.now.mtime = time;
