@@ -559,7 +559,7 @@ impl<'a> World<'a> {
         (0..self.members.len()).for_each(|member| self.look_into(member));
         self.go_down(number);
         let member = &mut self.members[number];
-        let before = everything(&member.fs);
+        let before = member.fs.contents();
         member.crowd().die();
         member.fs.restore(&image);
         member.power.restore();
@@ -567,7 +567,7 @@ impl<'a> World<'a> {
         member.kv = SimKv::from_image(&kv, member.power.clone());
         member.boot += 1;
         member.place += u64::from(copied);
-        let after = everything(&member.fs);
+        let after = member.fs.contents();
         let gone: Vec<Thing> = before.difference(&after).cloned().collect();
         self.counters.count(if copied { "members copied to other hardware" } else { "members put back to an image" });
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
@@ -973,12 +973,6 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
         spins: 0,
         fresh: rng.fork(),
     }
-}
-
-/// All contents on a disk, private ones too.
-fn everything(fs: &SimFs) -> BTreeSet<Thing> {
-    let trees = [fs.tree(), fs.private_tree()];
-    trees.into_iter().flat_map(|tree| tree.into_values().filter_map(|e| e.content)).collect()
 }
 
 /// Is a content on one of these disks? What is only staged there does not count: it goes as soon as it is outdated.

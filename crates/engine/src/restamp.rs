@@ -22,18 +22,19 @@ enum Facet {
 }
 
 impl<K: Kv> Records<K> {
-    /// Gives every version of this replica whose time is more than `limit` microseconds after `now` a new one. Their times
+    /// Gives every version of this replica, or of one of the `former` ids of its member, whose time is more than `limit`
+    /// microseconds after `now` a new one: nobody else ever would. Their times
     /// become those right after the latest that is not ahead, in the same order: so each comes after what it had seen, by
     /// however much the clock was ahead and however often that changed. Returns how many records were changed.
     ///
     /// # Errors
     /// [`KvError`]; then roll back.
-    pub fn restamp(&mut self, now: Hlc, limit: u64) -> Result<usize, KvError> {
+    pub fn restamp(&mut self, now: Hlc, limit: u64, former: &[ReplicaId]) -> Result<usize, KvError> {
         let latest_allowed = Hlc(now.0.saturating_add(limit));
         if self.counters.clock <= latest_allowed || self.settings.read_only {
             return Ok(0);
         }
-        let ahead = self.ahead(now, latest_allowed)?;
+        let ahead = self.ahead(now, latest_allowed, former)?;
         self.counters.clock = ahead.last();
         let (mut after, mut count): (Option<Uid>, usize) = (None, 0);
         loop {
@@ -56,13 +57,13 @@ impl<K: Kv> Records<K> {
     }
 
     /// The times of all records that the clock has not reached.
-    fn ahead(&self, now: Hlc, latest_allowed: Hlc) -> Result<Ahead, KvError> {
+    fn ahead(&self, now: Hlc, latest_allowed: Hlc, former: &[ReplicaId]) -> Result<Ahead, KvError> {
         let (mut after, mut floor, mut times) = (None, now, BTreeSet::new());
         loop {
             let page = self.records(after, CHUNK)?;
             let Some(last) = page.last() else {
                 return Ok(Ahead {
-                    replica: self.counters.replica,
+                    replicas: former.iter().copied().chain([self.counters.replica]).collect(),
                     latest_allowed,
                     floor,
                     times: times.into_iter().collect(),
@@ -142,7 +143,7 @@ impl<K: Kv> Records<K> {
 
 /// The times that no clock had reached.
 struct Ahead {
-    replica: ReplicaId,
+    replicas: Vec<ReplicaId>,
     latest_allowed: Hlc,
     /// No other time is later, nor is now.
     floor: Hlc,
@@ -152,7 +153,7 @@ struct Ahead {
 
 impl Ahead {
     fn holds(&self, written: &Written) -> bool {
-        written.version.replica == self.replica && written.time.clock > self.latest_allowed
+        self.replicas.contains(&written.version.replica) && written.time.clock > self.latest_allowed
     }
 
     /// The time that one of these becomes.

@@ -157,7 +157,7 @@ fn a_clock_that_leapt_twice_leaves_what_was_stamped_later_than_what_it_had_seen(
         first
     });
     let later = Hlc(now.0 + 60_000_000);
-    assert_eq!(step(&mut a, |a| a.restamp(later, LIMIT).unwrap()), 2);
+    assert_eq!(step(&mut a, |a| a.restamp(later, LIMIT, &[]).unwrap()), 2);
     assert!(matches!(pull(&mut b, &a, later), PassEnd::Complete(_)));
     for records in [&a, &b] {
         assert!(!records.live(uid).unwrap());
@@ -177,7 +177,7 @@ fn what_was_taken_in_of_the_future_wins_nothing() {
     let uid = step(&mut a, |a| a.add(leapt, file(Uid::ROOT, "f", 1)).unwrap());
     // Its clock is ahead as well, so it takes that in.
     assert!(matches!(pull(&mut b, &a, leapt), PassEnd::Complete(_)));
-    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT).unwrap()), 1);
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[]).unwrap()), 1);
     let change = Hlc(now.0 + 1_000_000);
     step(&mut a, |a| a.write(change, uid, content(2), MTIME, None).unwrap());
     // The old version is still there, and known: it keeps nothing back and does not return.
@@ -188,6 +188,18 @@ fn what_was_taken_in_of_the_future_wins_nothing() {
     assert_eq!(shows(&b), content(2));
     assert_eq!(a.record(uid).unwrap(), b.record(uid).unwrap());
     assert!(a.record(uid).unwrap().unwrap().clock().0 <= change.0 + LIMIT);
+}
+
+#[test]
+fn what_a_former_replica_id_stamped_in_the_future_is_stamped_anew_too() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let uid = step(&mut a, |a| a.add(Hlc(now.0 + 48 * hour), file(Uid::ROOT, "f", 1)).unwrap());
+    step(&mut a, |a| a.set_replica(ReplicaId([3; 16])));
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[A]).unwrap()), 1);
+    assert!(matches!(pull(&mut b, &a, now), PassEnd::Complete(_)));
+    assert!(b.live(uid).unwrap());
+    assert_eq!(a.record(uid).unwrap(), b.record(uid).unwrap());
 }
 
 #[test]

@@ -79,8 +79,13 @@ where
 
     /// Did this member write under that replica id once?
     fn was_ours(&self, replica: ReplicaId) -> Result<bool> {
+        Ok(self.former()?.contains(&replica))
+    }
+
+    /// The replica ids that this member gave up.
+    pub(crate) fn former(&self) -> Result<Vec<ReplicaId>> {
         let former = self.records.kv().get(Table::Meta, Meta::FORMER)?.unwrap_or_default();
-        Ok(former.chunks_exact(16).any(|id| id == replica.0))
+        Ok(former.chunks_exact(16).filter_map(|id| id.try_into().ok().map(ReplicaId)).collect())
     }
 
     /// Remembers a replica id that this member gives up.

@@ -868,8 +868,9 @@ where
         if self.phase != Phase::Normal || !agrees {
             return Ok(());
         }
+        let former = self.former()?;
         self.records.begin()?;
-        let count = self.records.restamp(self.now, self.config.limits.ahead)?;
+        let count = self.records.restamp(self.now, self.config.limits.ahead, &former)?;
         self.note_touched()?;
         self.commit()?;
         self.report(EventKind::StampedAnew, format!("{count} items"));

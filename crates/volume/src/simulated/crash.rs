@@ -159,8 +159,8 @@ impl Disk {
         self.state.orphans = open;
     }
 
-    /// All contents reachable from the root.
-    fn contents(&self) -> Vec<(u64, Thing, bool)> {
+    /// All contents reachable from the root, those that something is mounted over too.
+    pub(super) fn contents(&self) -> Vec<(u64, Thing, bool)> {
         let mut out = Vec::new();
         self.walk(ROOT, &mut Vec::new(), &mut |number, _| {
             if let Ok(inode) = self.inode(number)

@@ -1,6 +1,6 @@
 //! What people's programs do on a simulated disk: by path, at any moment, in the middle of a member's calls too.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 
@@ -650,6 +650,12 @@ impl SimFs {
             Ok(Some(private)) => disk.tree_of(private),
             Ok(None) | Err(_) => Tree::new(),
         }
+    }
+
+    /// All contents on the disk, private ones and those that something is mounted over too.
+    #[must_use]
+    pub fn contents(&self) -> BTreeSet<Thing> {
+        self.disk().contents().into_iter().map(|(_, content, _)| content).collect()
     }
 
     /// What users did with content since this was last asked, in order.
