@@ -4,7 +4,7 @@
 //! since the history began.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anabranch_engine::MemoryKv;
@@ -48,6 +48,8 @@ pub(crate) enum Event {
     Hints { member: usize },
     /// Something arrives over a connection.
     Deliver { connection: usize, end: End, lane: usize, life: u64 },
+    /// What arrived in a lane while its receiver was busy is received, one message after the other.
+    Backlog { connection: usize, end: End, lane: usize, life: u64 },
     /// One end notices that its link is gone.
     Notice { connection: usize, end: End, link: u64 },
     /// A cut connection is given up, if it is still cut.
@@ -136,6 +138,8 @@ pub(crate) struct World<'a> {
     pub(crate) rng: Rng,
     /// Passes that are still to be broken.
     pub(crate) break_passes: u64,
+    /// How many messages of a lane wait for their receiver, by connection, sending end, lane and life.
+    backlog: BTreeMap<(usize, End, usize, u64), u64>,
     /// Troubles are over: what breaks now is mended at once.
     pub(crate) healing: bool,
     pub(crate) events: u64,
@@ -187,6 +191,7 @@ impl<'a> World<'a> {
             trace: Trace::new(print),
             rng,
             break_passes: 0,
+            backlog: BTreeMap::new(),
             healing: false,
             events: 0,
             errands: 0,
@@ -249,6 +254,7 @@ impl<'a> World<'a> {
             Event::Wake { member } => self.wake(member, at),
             Event::Hints { member } => self.hints(member),
             Event::Deliver { connection, end, lane, life } => self.deliver(connection, end, lane, life),
+            Event::Backlog { connection, end, lane, life } => self.work_off(connection, end, lane, life),
             Event::Notice { connection, end, link } => self.notice(connection, end, link),
             Event::GiveUp { connection, life } => self.give_up(connection, life),
             Event::Dial { connection } => self.dial(connection),
@@ -701,7 +707,11 @@ impl<'a> World<'a> {
         let number = self.connections[index].ends[to as usize];
         let busy = self.members[number].busy;
         if busy > self.now {
-            self.at(busy, Event::Deliver { connection: index, end, lane, life });
+            let owed = self.backlog.entry((index, end, lane, life)).or_insert(0);
+            *owed += 1;
+            if *owed == 1 {
+                self.at(busy, Event::Backlog { connection: index, end, lane, life });
+            }
             return;
         }
         let Some((sent, envelope)) = self.connections[index].arrived(end, lane, self.now) else { return };
@@ -730,6 +740,24 @@ impl<'a> World<'a> {
         if own_page && self.members[sender].put_back_after_page {
             self.counters.count("members put back just after a partner heard of them");
             self.roll_back(sender, false);
+        }
+    }
+
+    fn work_off(&mut self, index: usize, end: End, lane: usize, life: u64) {
+        let next = Event::Backlog { connection: index, end, lane, life };
+        let busy = self.members[self.connections[index].ends[end.other() as usize]].busy;
+        if self.connections[index].life != life {
+            self.backlog.remove(&(index, end, lane, life));
+        } else if busy > self.now {
+            self.at(busy, next);
+        } else if let Some(owed) = self.backlog.get_mut(&(index, end, lane, life)) {
+            *owed -= 1;
+            if *owed > 0 {
+                self.after(0, next);
+            } else {
+                self.backlog.remove(&(index, end, lane, life));
+            }
+            self.deliver(index, end, lane, life);
         }
     }
 
