@@ -173,7 +173,7 @@ impl Disk {
     }
 
     /// Visits everything below a directory, the directory first, names ascending; what is mounted over hides nothing from it.
-    fn walk(&self, dir: u64, path: &mut Vec<u8>, visit: &mut dyn FnMut(u64, &[u8])) {
+    pub(super) fn walk(&self, dir: u64, path: &mut Vec<u8>, visit: &mut dyn FnMut(u64, &[u8])) {
         self.walk_where(&|_| true, dir, path, visit);
     }
 

@@ -188,9 +188,16 @@ impl Disk {
         }
     }
 
-    /// What ends with the last name of a file; another hard link keeps it.
+    /// What ends with the last name of a file; another hard link keeps it, if it is one that people see.
     fn under_last_name(&self, number: u64) -> Option<Thing> {
-        self.inode(number).ok().filter(|inode| inode.links <= 1).and_then(Thing::of)
+        let inode = self.inode(number).ok()?;
+        let mut names = 0;
+        if inode.links > 1 {
+            self.walk(ROOT, &mut Vec::new(), &mut |found, path| {
+                names += u64::from(found == number && !path.starts_with(PRIVATE));
+            });
+        }
+        (names <= 1).then(|| Thing::of(inode)).flatten()
     }
 
     fn end(&mut self, path: &[u8], number: u64) {
