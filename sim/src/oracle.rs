@@ -51,6 +51,8 @@ struct Fate {
     handled: BTreeSet<usize>,
     /// The only disk that had it lost it.
     taken: bool,
+    /// A power cut took it from the disk of somebody who had it.
+    cut: bool,
     /// Who gave it another path.
     movers: BTreeSet<usize>,
     /// The file, as its writer goes on writing it: a number of [`Oracle::files`].
@@ -192,6 +194,8 @@ impl Oracle {
             }
         }
         for vanished in wreck.vanished.iter().filter(|v| v.by_user) {
+            // Whoever writes there next knows nothing of it.
+            self.fates.entry(vanished.content.clone()).or_default().cut = true;
             self.take(&vanished.content, elsewhere);
         }
         out
@@ -287,6 +291,9 @@ impl Oracle {
         for (content, fate) in &self.fates {
             let required = fate.finished > 0 && fate.ended.is_empty() && !fate.taken && !content.bytes().is_empty();
             if !required || there.contains(content) {
+                continue;
+            }
+            if fate.cut && seen.contains(content) {
                 continue;
             }
             let (invariant, where_) = if seen.contains(content) {

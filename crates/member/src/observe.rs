@@ -599,22 +599,27 @@ where
 
     /// Decides for each object found whether it was elsewhere before, and for each node gone whether it is elsewhere now.
     fn match_objects(&mut self, batch: &mut Batch<F::Dir>, seen: &mut BTreeSet<(NodeId, Vec<u8>)>) -> Result<()> {
-        let mut at = 0;
+        let (mut at, mut entered) = (0, batch.found.len());
         let (mut located, mut emptied) = (BTreeSet::new(), BTreeSet::new());
         loop {
             while at < batch.found.len() {
                 self.match_found(batch, seen, at)?;
                 at += 1;
             }
-            let (before, claimed) = (batch.found.len(), batch.claimed());
+            // What was found meanwhile is entered like everything found.
+            if batch.found.len() > entered {
+                self.enter_found(batch, seen)?;
+                entered = batch.found.len();
+                continue;
+            }
+            let claimed = batch.claimed();
             let lost: Vec<_> = batch.gone.values().filter(|n| !claimed.contains(&n.id)).cloned().collect();
             for node in lost {
                 if located.insert(node.id) {
                     self.locate_gone(batch, seen, &node)?;
                 }
             }
-            if batch.found.len() > before {
-                self.enter_found(batch, seen)?;
+            if batch.found.len() > entered {
                 continue;
             }
             // What was in directories that are nowhere is gone with them, unless it is found elsewhere.
@@ -1397,7 +1402,7 @@ where
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
             found.node = Some(id);
-            if directory && found.dir.is_some() && (batch.scanning || !known_before) {
+            if directory && (batch.scanning || !known_before) {
                 // A new one was entered already, unless the batch was full; a second look costs little and closes the gap.
                 // One that was moved has not been looked into by a scan that passed its old place.
                 self.scan.insert(0, id);
