@@ -2,7 +2,7 @@
 //! whoever looks into a folder that does not come to rest.
 
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::Content;
+use anabranch_model::{Attributes, Content};
 use anabranch_volume::fs::Fs;
 
 use crate::nodes::{self, ROOT_NODE};
@@ -16,6 +16,13 @@ pub(crate) fn value(content: &Content) -> String {
         }
         Content::Symlink { target } => format!("-> {}", target.escape_ascii()),
     }
+}
+
+/// Attributes, in words.
+fn attributes(value: &Attributes) -> String {
+    let bytes: usize = value.xattrs.values().map(|v| v.len()).sum();
+    let owners = (value.owner.number, value.group.number);
+    format!("{:o} of {}:{}, {} xattrs of {bytes} bytes", value.mode, owners.0, owners.1, value.xattrs.len())
 }
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
@@ -51,6 +58,9 @@ where
                     facet.written.version,
                     facet.written.history
                 );
+            }
+            if let Some(facet) = &record.attributes {
+                line += &format!("; attributes {:?}, {}", facet.written.version, attributes(&facet.value));
             }
             match shown {
                 Some(shown) => line += &format!("; shown as {:?} in {:?}", shown.name, shown.parent),
@@ -93,6 +103,7 @@ where
                     content.version
                 );
             }
+            line += &format!("; attributes {:?}, {}", node.attributes_version, attributes(&node.attributes));
             lines.push(line);
         }
         for (key, _) in self.records.kv().range(Table::Todo, &[], None, limit)? {

@@ -446,7 +446,10 @@ where
         }
         let Some(facet) = record.content.clone() else { return Ok(Looked::Done) };
         match node {
-            Some(node) if node.content.as_ref().is_some_and(|c| c.value == facet.value) => {
+            Some(node)
+                if node.content.as_ref().is_some_and(|c| c.value == facet.value)
+                    && !self.would_write_through_a_link(&record, &facet, &node)? =>
+            {
                 self.drop_content(uid)?;
                 self.same_content(batch, &record, &facet, node)
             }
@@ -933,6 +936,21 @@ where
         Ok(Looked::Done)
     }
 
+    /// Would a time or attributes be written to a file that has other names, too? Each path is a file of its own (design,
+    /// section 5): it is installed anew then.
+    fn would_write_through_a_link(&mut self, record: &Record, facet: &ContentFacet, node: &Node) -> Result<bool> {
+        let attributes = record.attributes.as_ref().is_some_and(|attributes| {
+            node.attributes_version != attributes.written.version && node.attributes != attributes.value
+        });
+        let time = node.content.as_ref().is_some_and(|c| c.version != facet.written.version)
+            && node.stamp.mtime != facet.mtime;
+        if !attributes && !time {
+            return Ok(false);
+        }
+        let Some(dir) = self.dir(node.parent)? else { return Ok(false) };
+        Ok(self.fs.stat(&dir, &node.name).is_ok_and(|s| s.is_some_and(|s| s.object == node.object && s.links > 1)))
+    }
+
     /// The content is there; its time and the attributes may differ.
     fn same_content(
         &mut self,
@@ -1201,7 +1219,9 @@ where
         if let Some(facet) = winner {
             let elsewhere = anabranch_engine::broken(Rule::PreserveWhatLostElsewhere)
                 && self.partner_known.values().any(|known| known.covers(held));
-            let seen = (facet.written.history.covers(held) && facet.bytes.version != held) || elsewhere;
+            // The very bytes that are installed: only the name is taken from a file that has others.
+            let same = disk.value == facet.value;
+            let seen = (facet.written.history.covers(held) && facet.bytes.version != held) || same || elsewhere;
             return Ok(if seen { Reason::Overwritten } else { Reason::LostEdit });
         }
         let beside = |other: Option<Uid>| -> Result<bool> {

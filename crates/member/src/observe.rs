@@ -1010,6 +1010,10 @@ where
     }
 
     fn sync_each(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
+        if batch.modified.iter().any(|m| !m.dropped && m.stat.kind == Kind::Symlink) {
+            // No descriptor leads to a symlink by which its attributes could be made durable.
+            return Ok(self.fs.sync_all());
+        }
         let mut files = Vec::new();
         for found in batch.found.iter().filter(|f| !f.dropped && f.stat.kind == Kind::File) {
             files.extend(self.found_dir(batch, found.parent)?.map(|d| (d, found.name.bytes().to_vec())));
@@ -1029,6 +1033,8 @@ where
         }
         // Where new directories were made before the others: what was moved from those may lie in these.
         let mut dirs: BTreeSet<NodeId> = batch.gone.values().map(|n| n.parent).collect();
+        // Their own attributes, too.
+        dirs.extend(batch.modified.iter().filter(|m| !m.dropped && m.node.is_dir()).map(|m| m.node.id));
         let (made, other): (Vec<_>, Vec<_>) =
             batch.found.iter().filter(|f| !f.dropped).partition(|f| f.stat.kind == Kind::Directory);
         let mut done = BTreeSet::new();
@@ -1042,11 +1048,17 @@ where
                 return Ok(Err(error));
             }
         }
+        let mut open = Vec::new();
         for id in dirs {
-            if let Some(dir) = self.dir(id)?
-                && let Err(error) = self.fs.sync_dir(&dir)
-            {
-                return Ok(Err(error));
+            open.extend(self.dir(id)?);
+        }
+        open.extend(batch.found.iter().filter(|f| !f.dropped).filter_map(|f| f.dir.clone()));
+        for dir in open {
+            match self.fs.sync_dir(&dir) {
+                Ok(()) => {}
+                // One that may not be opened for reading.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(self.fs.sync_all()),
+                Err(error) => return Ok(Err(error)),
             }
         }
         Ok(Ok(()))
