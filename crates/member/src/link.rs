@@ -370,6 +370,7 @@ where
 
     fn take_acknowledgements(&mut self, id: LinkId, members: Vec<Acknowledgement>) -> Result<()> {
         let mut known = tables::acknowledgements(self.records.kv())?;
+        let closed = tables::closed(self.records.kv())?;
         let mut fresh = Vec::new();
         for ack in members {
             if let Some(link) = self.links.get_mut(&id) {
@@ -380,13 +381,22 @@ where
             if own && ack.replica == self.records.replica() && self.forgot(&known, &ack)? {
                 return Ok(());
             }
-            let newer = known.iter().find(|a| a.member == ack.member).is_none_or(|a| a.serial < ack.serial);
+            let before = known.iter().find(|a| a.member == ack.member);
+            if before.is_some_and(|before| falls_short(&closed, before, &ack)) {
+                // It holds no more what it held: it was returned to an earlier state and does not know it yet. What it had
+                // acknowledged stands, and it is told.
+                if let Some(link) = self.links.get_mut(&id) {
+                    link.told_serials.remove(&ack.member);
+                }
+                continue;
+            }
+            let newer = before.is_none_or(|a| a.serial < ack.serial);
             if newer && !own && self.config.members.contains(&ack.member) {
                 fresh.push(ack);
             }
         }
         if fresh.is_empty() {
-            return Ok(());
+            return self.tell_acknowledgements();
         }
         self.records.begin()?;
         for ack in fresh {
@@ -402,7 +412,10 @@ where
     /// Does a partner have an acknowledgement of ours that we do not remember? Then we were returned to an earlier state
     /// even if we had issued nothing since: what we had acknowledged as deleted may be here again (design, section 11).
     fn forgot(&mut self, known: &[Acknowledgement], told: &Acknowledgement) -> Result<bool> {
-        if known.iter().any(|a| a.member == told.member && a.serial >= told.serial) {
+        let closed = tables::closed(self.records.kv())?;
+        let own = known.iter().find(|a| a.member == told.member);
+        // A later one of ours may have been made after the return, before anybody was heard.
+        if own.is_some_and(|own| own.serial >= told.serial && !falls_short(&closed, told, own)) {
             return Ok(false);
         }
         let point = self.last_mark.highest;
@@ -569,4 +582,14 @@ where
         }
         Ok(())
     }
+}
+
+/// Does the later of two acknowledgements of one replica hold less than the earlier one, closed replica ids aside?
+fn falls_short(closed: &[Version], one: &Acknowledgement, other: &Acknowledgement) -> bool {
+    let (earlier, later) = if one.serial <= other.serial { (one, other) } else { (other, one) };
+    let mut held = earlier.held.clone();
+    for version in closed {
+        held.lower(version.replica, version.sequence);
+    }
+    earlier.replica == later.replica && !later.held.includes(&held)
 }
