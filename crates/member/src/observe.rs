@@ -21,6 +21,11 @@ use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
 
+/// How often, in microseconds, directories that something is mounted over are looked at, and how many at most; the others
+/// wait for the next comparison of everything.
+const COVERED: u64 = 60_000_000;
+const COVERED_MAX: usize = 1024;
+
 /// How far up the directories of something are looked for that moved with them; what lies deeper waits for the events of
 /// its own directories.
 const DEEPEST: usize = 128;
@@ -404,6 +409,10 @@ where
         };
         if stat.foreign {
             // A mount point or another subvolume: nothing is known of what the database has there.
+            if self.covered.len() < COVERED_MAX {
+                self.covered.insert((parent, name));
+                self.covered_at.get_or_insert(Hlc(self.now.0 + COVERED));
+            }
             return Ok(());
         }
         if let Some(node) = &node

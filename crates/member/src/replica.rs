@@ -269,6 +269,10 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) marks: usize,
     /// When a pass that carried a time in the future is tried again.
     pub(crate) ahead_retry: Option<Hlc>,
+    /// Directories that something is mounted over, and when they are looked at again: no event tells when it is taken away.
+    pub(crate) covered: BTreeSet<(NodeId, Vec<u8>)>,
+    /// See [`Self::covered`].
+    pub(crate) covered_at: Option<Hlc>,
     /// The first comparison after a power cut: what looks torn is no edit.
     pub(crate) suspect: bool,
     /// After a power cut: no versions until a partner was heard, or this time.
@@ -342,6 +346,7 @@ where
             &mut self.work_at,
             &mut self.resolve_at,
             &mut self.ahead_retry,
+            &mut self.covered_at,
             &mut self.hold_until,
             &mut self.fetching.retry_at,
             &mut self.fetching.note_at,
@@ -401,6 +406,7 @@ where
             self.fetching.retry_at,
             self.fetching.note_at,
             self.ahead_retry,
+            self.covered_at,
             self.lately_due(),
             beat,
         ]
@@ -425,6 +431,11 @@ where
             } else {
                 self.changed.insert(key);
             }
+            self.observe_at = Some(now);
+        }
+        if self.covered_at.is_some_and(|at| at <= now) {
+            self.covered_at = None;
+            self.changed.append(&mut self.covered);
             self.observe_at = Some(now);
         }
         if self.records.clock().0 > now.0.saturating_add(self.config.limits.ahead) {

@@ -127,6 +127,8 @@ where
             last_mark: Mark::default(),
             marks: 0,
             ahead_retry: None,
+            covered: BTreeSet::new(),
+            covered_at: None,
             suspect: false,
             hold_until: None,
         };

@@ -187,6 +187,11 @@ impl Couple {
             self.members[to].replica = None;
             return true;
         }
+        if !self.members[to].fs.power().is_on() {
+            // It took the failing calls for errors of the disk and would try again for ever.
+            self.members[to].replica = None;
+            return true;
+        }
         while let Some(output) = replica.poll() {
             if let Output::Send(link, envelope) = output {
                 self.queue.push_back((1 - to, Input::Received(link, envelope.message)));
