@@ -789,7 +789,7 @@ where
         Ok(Ok(shown))
     }
 
-    fn children_due(&mut self, id: NodeId) -> Result<()> {
+    pub(crate) fn children_due(&mut self, id: NodeId) -> Result<()> {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let page = nodes::children(self.records.kv(), id, after.as_deref(), 1024)?;

@@ -1389,7 +1389,17 @@ where
             }
         };
         tracing::debug!(member = self.config.member, name = ?name, ?uid, ?parent, leftover, swapped, "found");
-        let old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
+        let mut old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
+        if old.is_none()
+            && let Some(id) = batch.found.get(at).and_then(|f| f.moved.as_ref()).filter(|n| n.is_dir()).map(|n| n.id)
+        {
+            // A directory that was being emptied into another, until somebody moved it.
+            old = nodes::get(self.records.kv(), id)?.filter(|n| n.uid.is_none() && n.object == stat.object);
+            if old.is_some() {
+                self.records.kv_mut().delete(Table::Todo, &crate::tables::dissolving_key(id))?;
+                self.children_due(id)?;
+            }
+        }
         let id = match &old {
             Some(node) => node.id,
             None => self.new_node_id(),
@@ -1453,6 +1463,16 @@ where
         let attributes_version = facet.map_or(Version::default(), |f| f.written.version);
         nodes::put(self.records.kv_mut(), Some(&node), &Node { uid: Some(uid), attributes_version, ..node.clone() })?;
         Ok(Some(uid))
+    }
+
+    /// Somebody wrote a file whose directory's record is forgotten: it goes on in the directory that is made of that one.
+    fn keep_within(&mut self, uid: Uid) -> Result<()> {
+        let Some(record) = self.records.record(uid)? else { return Ok(()) };
+        let placement = record.placement.value;
+        if let Some(parent) = self.anew(placement.parent)?.filter(|parent| *parent != placement.parent) {
+            self.records.place(self.now, uid, parent, placement.name)?;
+        }
+        Ok(())
     }
 
     /// Somebody made something in a directory that is recorded as deleted, and is live again thereby. It is recorded so:
@@ -1612,6 +1632,7 @@ where
                 // The history of a candidate is empty: whoever changed it has not seen what is recorded.
                 let base = before.map(|c| c.history.clone());
                 self.record_content(uid, value, modified.stat.stamp.mtime, modified.stat.birth, base.as_ref())?;
+                self.keep_within(uid)?;
             } else if old.stamp.mtime != modified.stat.stamp.mtime {
                 // The same bytes with another time: a touch, unless a newer content is on its way here.
                 self.record_content_touch(uid, value, modified.stat.stamp.mtime)?;
