@@ -286,13 +286,14 @@ impl<K: Kv> Records<K> {
         self.counters.replica = replica;
     }
 
-    /// Raises the counter to at least the wall time, so that numbers issued after a return to an old image are new ones
-    /// (design, section 11).
+    /// Raises the counters to at least the wall time, so that numbers issued after a return to an old image are new ones
+    /// (design, section 11): sequence numbers, and change numbers, up to which partners have heard.
     pub fn jump(&mut self, now: Hlc) {
         if broken(Rule::NumbersFollowTheClock) {
             return;
         }
         self.counters.highest = self.counters.highest.max(Sequence(now.0));
+        self.counters.number = self.counters.number.max(ChangeNumber(now.0));
     }
 
     /// The key of a name under the folder's rule.

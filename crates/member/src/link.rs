@@ -344,6 +344,8 @@ where
     pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge, part: bool) -> Result<()> {
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.told.join(news);
+        // Beyond what there is: it heard that from us before we were returned to an earlier state.
+        let after = if after > self.records.change_number() { ChangeNumber(0) } else { after };
         let bytes = self.config.limits.page_bytes.min(PAGE_BYTES_MAX);
         let mut page = self.records.page(after, &link.told, bytes)?;
         if self.first_scan && !part && page.complete.take().is_some() && page.rows.is_empty() {

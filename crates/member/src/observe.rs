@@ -215,7 +215,7 @@ where
         let limit = self.config.limits.batch_entries;
         let share = match self.first_scan {
             false => 1,
-            true if self.records.change_number().0 < limit as u64 / 8 => 16,
+            true if self.records.change_number().0 - self.first_number.0 < limit as u64 / 8 => 16,
             true => 4,
         };
         limit.div_ceil(share)

@@ -267,6 +267,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) preserved_bytes: Option<[u64; 2]>,
     pub(crate) last_mark: Mark,
     pub(crate) marks: usize,
+    /// The change number at the start.
+    pub(crate) first_number: ChangeNumber,
     /// When a pass that carried a time in the future is tried again.
     pub(crate) ahead_retry: Option<Hlc>,
     /// Directories that something is mounted over, and when they are looked at again: no event tells when it is taken away.

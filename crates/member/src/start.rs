@@ -127,6 +127,7 @@ where
             last_mark: Mark::default(),
             marks: 0,
             ahead_retry: None,
+            first_number: anabranch_model::ChangeNumber(0),
             covered: BTreeSet::new(),
             covered_at: None,
             suspect: false,
@@ -168,6 +169,7 @@ where
             .map_err(|source| Stop::Private { path: "staging".into(), source })?;
         self.records.begin()?;
         self.records.jump(self.now);
+        self.first_number = self.records.change_number();
         for (id, stat) in [(ROOT_NODE, stat), (STAGING_NODE, staging)] {
             let old = nodes::get(self.records.kv(), id)?;
             let node = Node {
