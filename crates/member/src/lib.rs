@@ -10,6 +10,7 @@
 //! partners' pages ──> pull ──> records ──> todo ──> fetch ──> install ──> the tree
 //! ```
 
+mod acknowledged;
 mod adopt;
 mod config;
 mod describe;

@@ -12,6 +12,7 @@ use anabranch_model::{ChangeNumber, Hlc, Knowledge, Names, Sequence, Version, is
 use anabranch_net::message::{Acknowledgement, Mark, Message, PAGE_BYTES_MAX, Page};
 use anabranch_volume::fs::Fs;
 
+use crate::acknowledged::{Judgement, falls_short, judge};
 use crate::events::EventKind;
 use crate::replica::{Link, LinkId, Output, Partner, Phase, Replica, Result};
 use crate::steps::{Step, broken};
@@ -19,6 +20,9 @@ use crate::tables::{self, Meta};
 
 /// Marks kept: an echo older than the oldest is taken as it is.
 const MARKS_MAX: usize = 8192;
+
+/// Why links are closed when a return to an earlier state was noticed.
+const RETURNED: &str = "this member was returned to an earlier state; it goes on under a fresh replica id";
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -342,10 +346,14 @@ where
     }
 
     pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge, part: bool) -> Result<()> {
+        if after > self.records.change_number() && self.links.contains_key(&id) {
+            // It heard that from us, and we do not know it.
+            self.take_fresh_id(Some(self.last_mark.highest))?;
+            self.close_all(RETURNED);
+            return Ok(());
+        }
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.told.join(news);
-        // Beyond what there is: it heard that from us before we were returned to an earlier state.
-        let after = if after > self.records.change_number() { ChangeNumber(0) } else { after };
         let bytes = self.config.limits.page_bytes.min(PAGE_BYTES_MAX);
         let mut page = self.records.page(after, &link.told, bytes)?;
         if self.first_scan && !part && page.complete.take().is_some() && page.rows.is_empty() {
@@ -383,18 +391,26 @@ where
             if own && ack.replica == self.records.replica() && self.forgot(&known, &ack)? {
                 return Ok(());
             }
-            let before = known.iter().find(|a| a.member == ack.member);
-            if before.is_some_and(|before| falls_short(&closed, before, &ack)) {
-                // It holds no more what it held: it was returned to an earlier state and does not know it yet. What it had
-                // acknowledged stands, and it is told.
-                if let Some(link) = self.links.get_mut(&id) {
-                    link.told_serials.remove(&ack.member);
-                }
+            if own || !self.config.members.contains(&ack.member) {
                 continue;
             }
-            let newer = before.is_none_or(|a| a.serial < ack.serial);
-            if newer && !own && self.config.members.contains(&ack.member) {
-                fresh.push(ack);
+            let kept = known.iter().find(|a| a.member == ack.member);
+            match judge(&closed, kept, &ack) {
+                Judgement::Take => {
+                    if kept.is_some_and(|kept| kept.serial > ack.serial) {
+                        // The others have heard the one that does not count.
+                        for (_, link) in self.links.iter_mut().filter(|(other, _)| **other != id) {
+                            link.told_serials.remove(&ack.member);
+                        }
+                    }
+                    fresh.push(ack);
+                }
+                Judgement::Known => {}
+                Judgement::Refuse => {
+                    if let Some(link) = self.links.get_mut(&id) {
+                        link.told_serials.remove(&ack.member);
+                    }
+                }
             }
         }
         if fresh.is_empty() {
@@ -423,11 +439,13 @@ where
         let point = self.last_mark.highest;
         self.take_fresh_id(Some(point))?;
         // Later ones must be newer than what partners have.
-        let own = Acknowledgement { replica: self.records.replica(), held: Knowledge::default(), ..told.clone() };
+        let serial = own.map_or(0, |own| own.serial).max(told.serial);
+        let (member, replica) = (told.member.clone(), self.records.replica());
+        let own = Acknowledgement { member, replica, serial, held: Knowledge::default() };
         self.records.begin()?;
         tables::put_acknowledgement(self.records.kv_mut(), &own)?;
         self.records.commit()?;
-        self.close_all("this member was returned to an earlier state; it goes on under a fresh replica id");
+        self.close_all(RETURNED);
         Ok(true)
     }
 
@@ -510,7 +528,7 @@ where
         let from = self.records.kv().range(Table::Meta, Meta::MARKS, Some(&key), usize::MAX)?;
         let point = from.last().and_then(|(k, _)| tables::read_number(k.get(Meta::MARKS.len()..)?).ok()).unwrap_or(0);
         self.take_fresh_id(Some(Sequence(point)))?;
-        self.close_all("this member was returned to an earlier state; it goes on under a fresh replica id");
+        self.close_all(RETURNED);
         Ok(true)
     }
 
@@ -584,14 +602,4 @@ where
         }
         Ok(())
     }
-}
-
-/// Does the later of two acknowledgements of one replica hold less than the earlier one, closed replica ids aside?
-fn falls_short(closed: &[Version], one: &Acknowledgement, other: &Acknowledgement) -> bool {
-    let (earlier, later) = if one.serial <= other.serial { (one, other) } else { (other, one) };
-    let mut held = earlier.held.clone();
-    for version in closed {
-        held.lower(version.replica, version.sequence);
-    }
-    earlier.replica == later.replica && !later.held.includes(&held)
 }

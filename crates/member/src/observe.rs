@@ -1061,7 +1061,8 @@ where
         for id in dirs {
             open.extend(self.dir(id)?);
         }
-        open.extend(batch.found.iter().filter(|f| !f.dropped).filter_map(|f| f.dir.clone()));
+        let unsynced = |(at, f): &(usize, &Found<F::Dir>)| !f.dropped && !done.contains(&Parent::Found(*at));
+        open.extend(batch.found.iter().enumerate().filter(unsynced).filter_map(|(_, f)| f.dir.clone()));
         for dir in open {
             match self.fs.sync_dir(&dir) {
                 Ok(()) => {}
