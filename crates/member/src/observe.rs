@@ -434,7 +434,9 @@ where
                 if !node.is_dir() && stat.links > 1 {
                     // A hard link: whoever wrote by this name wrote by the others, and no hint names them.
                     let others = nodes::by_object(self.records.kv(), &stat.object)?;
-                    self.changed.extend(others.into_iter().filter(|n| n.id != node.id).map(|n| (n.parent, n.name)));
+                    let others = others.into_iter().filter(|n| n.id != node.id).map(|n| (n.parent, n.name));
+                    // What waits already, while the file is in use, waits on: else each name would call for the other at once.
+                    self.changed.extend(others.filter(|other| !self.later.contains_key(other)));
                 }
                 batch.modified.push(Modified { node, stat, content: None, attributes: None, dropped: false });
             }
