@@ -29,8 +29,7 @@ use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use clap::Parser;
@@ -121,7 +120,7 @@ fn main() -> ExitCode {
     }
     match options.seed {
         Some(seed) => one(seed, &options),
-        None => many(&options),
+        None => many(options),
     }
 }
 
@@ -198,85 +197,156 @@ fn one(seed: u64, options: &Options) -> ExitCode {
     if outcome.violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// A history that takes longer does not end: the longest ones take a second.
-const ENDLESS: Duration = Duration::from_secs(120);
+/// A history that takes longer has no end: of a thousand, the longest takes ten seconds.
+const ENDLESS: Duration = Duration::from_secs(180);
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn many(options: &Options) -> ExitCode {
-    let (from, to) = options.seeds.unwrap_or_else(|| (fresh(), u64::MAX));
-    let begun = Instant::now();
-    let until = options.minutes.map(|m| begun + Duration::from_secs(60 * m));
-    let next = AtomicU64::new(from);
-    let stop = AtomicBool::new(false);
-    let sums = Mutex::new((Counters::default(), 0_u64, 0_u64));
-    let under_way = Mutex::new(BTreeMap::new());
-    std::thread::scope(|scope| {
-        // Nothing is sent: it is closed once the last worker has ended.
-        let (working, ended) = std::sync::mpsc::channel::<()>();
-        for _ in 0..options.jobs.max(1) {
-            let working = working.clone();
-            let (next, stop, sums, under_way) = (&next, &stop, &sums, &under_way);
-            let body = move || {
-                let _working = working;
-                while !stop.load(Ordering::Relaxed) && until.is_none_or(|u| Instant::now() < u) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        break;
-                    }
-                    lock(under_way).insert(seed, Instant::now());
-                    let mut outcome = asked_for(seed, false, options);
-                    if options.twice && asked_for(seed, false, options).digest != outcome.digest {
-                        let text = "the same seed gave another history".into();
-                        outcome.violations.push(Violation { invariant: "Determinism", text });
-                    }
-                    lock(under_way).remove(&seed);
-                    let mut sums = lock(sums);
-                    sums.0.join(&outcome.counters);
-                    sums.1 += 1;
-                    if let Some(Violation { invariant, text }) = outcome.violations.first() {
-                        sums.2 += 1;
-                        tell(format_args!("FAILED {invariant}: {text}\n  replay: sim --seed {seed} --print"));
-                        if !options.keep_going {
-                            stop.store(true, Ordering::Relaxed);
-                        }
-                    }
-                }
-            };
-            let thread = std::thread::Builder::new().stack_size(64 << 20).spawn_scoped(scope, body);
-            thread.expect("the system gives a thread");
+/// What came of many histories.
+#[derive(Default)]
+struct Sums {
+    counters: Counters,
+    histories: u64,
+    failed: u64,
+}
+
+/// Many histories, by several threads.
+struct Run {
+    options: Options,
+    from: u64,
+    to: u64,
+    until: Option<Instant>,
+    next: AtomicU64,
+    stop: AtomicBool,
+    sums: Mutex<Sums>,
+    under_way: Mutex<BTreeMap<u64, Instant>>,
+    /// Threads at work, those that hang left out.
+    workers: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Run {
+    /// One history after another, until there are no more.
+    fn start_worker(self: &Arc<Self>) {
+        *lock(&self.workers) += 1;
+        let run = Arc::clone(self);
+        let body = move || {
+            if run.work() {
+                *lock(&run.workers) -= 1;
+                run.changed.notify_all();
+            }
+        };
+        let thread = std::thread::Builder::new().stack_size(64 << 20).spawn(body);
+        thread.expect("the system gives a thread");
+    }
+
+    /// `false`: its last history was given up, and another thread works in this one's place.
+    fn work(&self) -> bool {
+        let options = &self.options;
+        while !self.stop.load(Ordering::Relaxed) && self.until.is_none_or(|u| Instant::now() < u) {
+            let seed = self.next.fetch_add(1, Ordering::Relaxed);
+            if seed >= self.to {
+                break;
+            }
+            lock(&self.under_way).insert(seed, Instant::now());
+            let mut outcome = asked_for(seed, false, options);
+            if options.twice && asked_for(seed, false, options).digest != outcome.digest {
+                let text = "the same seed gave another history".into();
+                outcome.violations.push(Violation { invariant: "Determinism", text });
+            }
+            if lock(&self.under_way).remove(&seed).is_none() {
+                return false;
+            }
+            self.ended(seed, &outcome);
         }
-        drop(working);
-        while ended.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
-            if let Some((seed, _)) = lock(&under_way).iter().find(|(_, since)| since.elapsed() > ENDLESS) {
-                tell(format_args!("FAILED Progress: the history does not end\n  replay: sim --seed {seed} --print"));
-                std::process::exit(1);
+        true
+    }
+
+    fn ended(&self, seed: u64, outcome: &Outcome) {
+        let mut sums = lock(&self.sums);
+        sums.counters.join(&outcome.counters);
+        sums.histories += 1;
+        if let Some(Violation { invariant, text }) = outcome.violations.first() {
+            sums.failed += 1;
+            tell(format_args!("FAILED {invariant}: {text}\n  replay: sim --seed {seed} --print"));
+            if !self.options.keep_going {
+                self.stop.store(true, Ordering::Relaxed);
             }
         }
+    }
+
+    /// Waits for the threads. A history that does not end is given up: it failed, its thread ends with the process, and
+    /// another one takes its place.
+    fn wait(self: &Arc<Self>) {
+        let mut workers = lock(&self.workers);
+        while *workers > 0 {
+            let waited = self.changed.wait_timeout(workers, Duration::from_secs(1));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            let mut hanging = Vec::new();
+            lock(&self.under_way).retain(|seed, since| {
+                let hangs = since.elapsed() > ENDLESS;
+                hanging.extend(hangs.then_some(*seed));
+                !hangs
+            });
+            for seed in hanging {
+                let text = "the history does not end".into();
+                let violations = vec![Violation { invariant: "Progress", text }];
+                self.ended(seed, &Outcome { violations, counters: Counters::default(), digest: 0 });
+                self.start_worker();
+                *lock(&self.workers) -= 1;
+            }
+            workers = lock(&self.workers);
+        }
+    }
+
+    fn verdict(&self, begun: Instant) -> ExitCode {
+        let (options, sums) = (&self.options, lock(&self.sums));
+        let Sums { counters, histories, failed } = &*sums;
+        if options.table {
+            tell(format_args!("{counters}"));
+        }
+        let never = counters.never();
+        if !never.is_empty() && (options.table || options.require_all) {
+            tell(format_args!("never occurred: {}", never.join(", ")));
+        }
+        let per = |name: &str| counters.of(name) as f64 / (*histories).max(1) as f64;
+        tell(format_args!(
+            "{histories} histories from seed {} in {:.0} s, {failed} failed; in each, on average: {:.0} operations, {:.2} power cuts, {:.2} partitions, {:.2} broken passes",
+            self.from,
+            begun.elapsed().as_secs_f64(),
+            per("operations"),
+            per("power cuts"),
+            per("trouble: Partition"),
+            per("broken passes"),
+        ));
+        if *failed > 0 && options.debt_percent > 0 {
+            let (share, debt) = (*failed as f64 * 100.0 / (*histories).max(1) as f64, options.debt_percent);
+            tell(format_args!("{failed} of {histories} histories failed ({share:.1} %); the stated debt is {debt} %"));
+        }
+        let complete = !options.require_all || never.is_empty();
+        if failed * 100 <= histories * options.debt_percent && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    }
+}
+
+fn many(options: Options) -> ExitCode {
+    let (from, to) = options.seeds.unwrap_or_else(|| (fresh(), u64::MAX));
+    let begun = Instant::now();
+    let (jobs, until) = (options.jobs.max(1), options.minutes.map(|m| begun + Duration::from_secs(60 * m)));
+    let run = Arc::new(Run {
+        options,
+        from,
+        to,
+        until,
+        next: AtomicU64::new(from),
+        stop: AtomicBool::new(false),
+        sums: Mutex::default(),
+        under_way: Mutex::default(),
+        workers: Mutex::default(),
+        changed: Condvar::new(),
     });
-    let (counters, histories, failed) = sums.into_inner().unwrap_or_else(PoisonError::into_inner);
-    if options.table {
-        tell(format_args!("{counters}"));
-    }
-    let never = counters.never();
-    if !never.is_empty() && (options.table || options.require_all) {
-        tell(format_args!("never occurred: {}", never.join(", ")));
-    }
-    let per = |name: &str| counters.of(name) as f64 / histories.max(1) as f64;
-    tell(format_args!(
-        "{histories} histories from seed {from} in {:.0} s, {failed} failed; in each, on average: {:.0} operations, {:.2} power cuts, {:.2} partitions, {:.2} broken passes",
-        begun.elapsed().as_secs_f64(),
-        per("operations"),
-        per("power cuts"),
-        per("trouble: Partition"),
-        per("broken passes"),
-    ));
-    if failed > 0 && options.debt_percent > 0 {
-        let (share, debt) = (failed * 100 / histories.max(1), options.debt_percent);
-        tell(format_args!("{failed} of {histories} histories failed ({share} %); the stated debt is {debt} %"));
-    }
-    let complete = !options.require_all || never.is_empty();
-    if failed * 100 <= histories * options.debt_percent && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    (0..jobs).for_each(|_| run.start_worker());
+    run.wait();
+    run.verdict(begun)
 }

@@ -172,6 +172,8 @@ struct Batch<F: Fs> {
     removals: Vec<Removal<F>>,
     /// UIDs looked at in this batch, and what came of it.
     visited: BTreeMap<Uid, Option<Looked>>,
+    /// What was put aside, and how often.
+    aside: BTreeMap<Uid, u32>,
     /// Directories whose entries changed.
     dirs: BTreeSet<NodeId>,
     /// Those in which directories were made, in order: made durable first, since other directories' entries go there.
@@ -190,6 +192,8 @@ struct Batch<F: Fs> {
 
 /// Rows of Todo looked at in one step.
 const ROWS: usize = 4096;
+/// How often one thing is put aside in one step before it waits.
+const ASIDE_MAX: u32 = 4;
 /// Rows of Todo asked, each time nothing is under way, whether they were forgotten.
 const FORGOTTEN_ROWS: usize = 16;
 /// Moves remembered for hints that come late; beyond it the whole tree is compared.
@@ -252,6 +256,7 @@ where
             installs: Vec::new(),
             removals: Vec::new(),
             visited: BTreeMap::new(),
+            aside: BTreeMap::new(),
             dirs: BTreeSet::new(),
             grown: Vec::new(),
             files: Vec::new(),
@@ -569,12 +574,26 @@ where
         }
         batch.dirs.extend([node.parent, STAGING_NODE]);
         self.note_move(batch, &node, (STAGING_NODE, &name), known)?;
-        if let Some(uid) = node.uid {
-            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
-            self.due.insert(nodes::uid_key(uid).to_vec());
-            batch.visited.remove(&uid);
-        }
+        self.put_aside(batch, node.uid)?;
         Ok(Ok(None))
+    }
+
+    /// What was put aside goes on from there in this batch. What is put aside over and over has no place: it waits.
+    fn put_aside(&mut self, batch: &mut Batch<F>, uid: Option<Uid>) -> Result<()> {
+        let Some(uid) = uid else { return Ok(()) };
+        let key = nodes::uid_key(uid);
+        self.records.kv_mut().put(Table::Todo, &key, &[])?;
+        let times = batch.aside.entry(uid).or_default();
+        *times += 1;
+        if *times > ASIDE_MAX {
+            batch.visited.insert(uid, Some(Looked::Wait(Waiting::Order)));
+            self.due.remove(&key[..]);
+            self.wait(key.to_vec(), Waiting::Order);
+        } else {
+            batch.visited.remove(&uid);
+            self.due.insert(key.to_vec());
+        }
+        Ok(())
     }
 
     /// Moves a node to where the view shows it. A name in use by something that leaves is exchanged.
@@ -610,6 +629,12 @@ where
                 self.look_at(batch, other, depth + 1)?;
                 occupant = nodes::at(self.records.kv(), parent.id, name)?.filter(|n| n.id != node.id);
             }
+        }
+        // Two things of one place, as where somebody gives a name that was made for a file kept beside: what is there stays.
+        if let Some(other) = occupant.as_ref().and_then(|n| n.uid)
+            && self.shown_place(other)?.is_some_and(|place| place.0 == parent.id && place.1 == name)
+        {
+            return Ok(Err(Waiting::Order));
         }
         // Looking at the others may have moved this one.
         let Some(node) = nodes::get(self.records.kv(), node.id)? else { return Ok(Err(Waiting::Order)) };
@@ -672,11 +697,7 @@ where
         if let Some(other) = occupant {
             let place = aside.map_or((node.parent, node.name.clone()), |parked| (STAGING_NODE, parked));
             self.note_move(batch, &other, (place.0, &place.1), other_known)?;
-            if let Some(other) = other.uid {
-                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(other), &[])?;
-                self.due.insert(nodes::uid_key(other).to_vec());
-                batch.visited.remove(&other);
-            }
+            self.put_aside(batch, other.uid)?;
         }
         Ok(Ok(moved))
     }

@@ -11,7 +11,7 @@ use std::io;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_engine::{ChangeError, NewThing};
 use anabranch_model::{
-    Attributes, Content, Hlc, Knowledge, Name, Names, Record, Timestamp, Uid, Version, fold, is_reserved,
+    Attributes, Content, Hlc, Knowledge, Name, Names, Record, Timestamp, Uid, Version, fold, is_reserved, same_name,
 };
 use anabranch_volume::fs::{Fs, Kind, Object, Stat};
 use anabranch_volume::hash::{Hashing, hash_file};
@@ -978,8 +978,13 @@ where
                     |o: &Node| o.is_dir() == (f.stat.kind == Kind::Directory) && (!o.is_dir() || f.moved.is_none());
                 f.occupant.as_ref().is_some_and(|o| !batch.gone.contains_key(&o.id) && !continued(o))
             };
-            let drop: Vec<_> =
+            let mut drop: Vec<_> =
                 batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && stays(f)).map(|(at, _)| at).collect();
+            for (at, found) in batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && !stays(f)) {
+                if self.is_left_by_another_case(batch, found)? {
+                    drop.push(at);
+                }
+            }
             if stay.is_empty() && drop.is_empty() {
                 return Ok(());
             }
@@ -991,6 +996,33 @@ where
                 self.drop_found(batch, at)?;
             }
         }
+    }
+
+    /// Does something that is not at its name any more, and of which nothing is recorded yet, still have a name that is
+    /// one with this by the folder's rule? The name is taken then: recorded now, this would lose it to what is gone.
+    fn is_left_by_another_case(&mut self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Result<bool> {
+        let Parent::Node(id) = found.parent else { return Ok(false) };
+        if self.config.names == Names::Bytes {
+            return Ok(false);
+        }
+        let alike = |name: &[u8]| name != found.name.bytes() && same_name(name, found.name.bytes(), self.config.names);
+        let later = self.later.range((id, Vec::new())..).map(|(key, _)| key).take_while(|(parent, _)| *parent == id);
+        let next = self.changed.range((id, Vec::new())..).take_while(|(parent, _)| *parent == id);
+        let waiting: Vec<_> = later.chain(next).map(|(_, name)| name.clone()).filter(|name| alike(name)).collect();
+        for name in waiting {
+            let Some(node) = nodes::at(self.records.kv(), id, &name)? else { continue };
+            if batch.gone.contains_key(&node.id) || found.moved.as_ref().is_some_and(|m| m.id == node.id) {
+                continue;
+            }
+            let there = match self.dir(id)? {
+                Some(dir) => self.fs.stat(&dir, &name).map_or(true, |s| s.is_some_and(|s| s.object == node.object)),
+                None => true,
+            };
+            if !there {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// What lies in a directory that is left for later is left for later, too.
