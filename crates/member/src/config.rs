@@ -31,6 +31,8 @@ pub struct Limits {
     pub name_memory: u64,
     /// After a power cut: how long local edits wait for a partner to be compared with (10 min).
     pub hold: u64,
+    /// After a power cut: what was changed this long before, at least, and twice as long at most, is read again (1 h).
+    pub verify_after_power_cut: u64,
     /// How far a partner's time may be ahead (10 min).
     pub ahead: u64,
     /// Entries looked at in one batch.
@@ -76,6 +78,7 @@ impl Default for Limits {
             resolve: 60_000_000,
             name_memory: 15_000_000,
             hold: 600_000_000,
+            verify_after_power_cut: 3_600_000_000,
             ahead: 600_000_000,
             batch_entries: 8192,
             batch_installs: 2048,

@@ -282,6 +282,7 @@ where
             return self.undo_batch(&batch, &error);
         }
         self.write_intents(&batch)?;
+        self.advance_checkpoint()?;
         self.records.commit()?;
         if !batch.installs.is_empty() || !batch.removals.is_empty() {
             self.put_in_place(batch)?;
@@ -751,9 +752,11 @@ where
             None if !node.is_dir() => self.local_change(to.0, to.1),
             None => {}
         }
-        if node.is_dir() && self.scanning {
+        if node.is_dir() && self.comparison_owed() {
             // The scan may be past its new place, and never came to the old one.
             self.scan.insert(0, node.id);
+            self.scanning = true;
+            self.observe_at = Some(self.now);
         }
         let old = (node.parent, node.name.clone());
         if self.closed.remove(&old) {

@@ -20,6 +20,7 @@ use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
+use crate::tables::Meta;
 
 /// How often, in microseconds, directories that something is mounted over are looked at, and how many at most; the others
 /// wait for the next comparison of everything.
@@ -164,7 +165,7 @@ where
             modified: Vec::new(),
             gone: BTreeMap::new(),
             made: BTreeSet::new(),
-            scanning: self.scanning,
+            scanning: self.comparison_owed(),
             last_parent: None,
         };
         let mut seen = BTreeSet::new();
@@ -193,12 +194,19 @@ where
         self.read_batch(&mut batch)?;
         if self.suspect {
             self.doubt(&mut batch)?;
-            self.suspect = self.scanning;
         }
         if self.phase == Phase::Normal {
             self.record_batch(batch)?;
         } else {
             self.note_batch(batch)?;
+        }
+        if self.suspect && !self.scanning {
+            self.suspect = false;
+            // Not before: who dies in the middle of it begins anew.
+            self.records.begin()?;
+            self.records.kv_mut().put(Table::Meta, Meta::BOOT, &self.config.boot)?;
+            self.advance_checkpoint()?;
+            self.commit()?;
         }
         if !self.changed.is_empty() || !self.scan.is_empty() {
             self.observe_at = Some(self.now);
@@ -324,11 +332,18 @@ where
                         self.changed.insert((node.parent, node.name));
                     }
                     self.again_later(id, b"");
+                    self.unread.insert(id);
+                } else {
+                    self.unread.remove(&id);
                 }
                 return Ok(());
             }
-            Err(error) => return self.cannot_read(id, b"", &error),
+            Err(error) => {
+                self.unread.insert(id);
+                return self.cannot_read(id, b"", &error);
+            }
         };
+        self.unread.remove(&id);
         tracing::debug!(member = self.config.member, node = id.0, "compared whole");
         let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir)]);
         for (_, entries) in listed {
@@ -336,6 +351,7 @@ where
                 Ok(entries) => entries,
                 Err(_) if broken(Step::ErrorIsNotAbsence) => Vec::new(),
                 Err(error) => {
+                    self.unread.insert(id);
                     self.cannot_read(id, b"", &error)?;
                     continue;
                 }
@@ -368,6 +384,11 @@ where
             }
         }
         Ok(())
+    }
+
+    /// Is there a directory that a comparison has not come to, or could not read? What moves out of it is looked into.
+    pub(crate) fn comparison_owed(&self) -> bool {
+        self.scanning || !self.unread.is_empty()
     }
 
     fn cannot_read(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<()> {
@@ -419,8 +440,12 @@ where
             && node.object == stat.object
             && node.kind == stat.kind
         {
-            let provisional =
-                node.content.as_ref().is_some_and(|c| c.provisional) || self.closed.contains(&(parent, name.clone()));
+            if self.suspect && node.kind == Kind::File && written_since(&stat, self.checkpoint) {
+                // Until it is read; also if it is in use now.
+                self.closed.insert((parent, name.clone()));
+            }
+            let provisional = node.content.as_ref().is_some_and(|c| c.provisional)
+                || self.closed.contains(&(parent, name.clone()));
             let differs = if node.is_dir() {
                 node.attributes.mode != stat.mode
                     || node.attributes.owner.number != stat.uid
@@ -856,10 +881,12 @@ where
                 Parent::Node(id) => self.closed.contains(&(id, name.clone())),
                 Parent::Found(_) => false,
             };
+            let doubted = self.suspect && written_since(&found.stat, self.checkpoint);
             let same_bytes = |n: &&OnDisk, node: &Node| {
                 let closed = closed || self.closed.contains(&(node.parent, node.name.clone()));
                 !n.provisional
                     && !closed
+                    && !doubted
                     && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime)
                     && kind == Kind::File
             };
@@ -1143,6 +1170,7 @@ where
         }
         self.records.end_changes()?;
         self.note_touched_but(&batch.made)?;
+        self.advance_checkpoint()?;
         self.commit()?;
         self.resolve(anabranch_engine::ResolveScope::Own)
     }
@@ -1890,6 +1918,12 @@ where
     });
     results.sort_by_key(|(at, _)| *at);
     results.into_iter().map(|(_, read)| read).collect()
+}
+
+/// Was it changed after this instant, as far as its stamp says?
+fn written_since(stat: &Stat, instant: Hlc) -> bool {
+    let seconds = i64::try_from(instant.0 / 1_000_000).unwrap_or(i64::MAX);
+    stat.stamp.ctime.seconds >= seconds
 }
 
 fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {

@@ -214,6 +214,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) closed: BTreeSet<(NodeId, Vec<u8>)>,
     /// A comparison of everything is under way.
     pub(crate) scanning: bool,
+    /// Directories of which the last comparison failed; they are in `later`, too.
+    pub(crate) unread: BTreeSet<NodeId>,
     /// The primary's first comparison: until it is complete no pass is, for whoever joins takes what a pass does not have
     /// for what nobody has (design, section 10).
     pub(crate) first_scan: bool,
@@ -277,6 +279,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) covered_at: Option<Hlc>,
     /// The first comparison after a power cut: what looks torn is no edit.
     pub(crate) suspect: bool,
+    /// The durability checkpoint: after a power cut, what was changed since is read again whatever its stamp says.
+    pub(crate) checkpoint: Hlc,
     /// After a power cut: no versions until a partner was heard, or this time.
     pub(crate) hold_until: Option<Hlc>,
 }

@@ -93,6 +93,7 @@ where
             changed: BTreeSet::new(),
             scan: Vec::new(),
             scanning: false,
+            unread: BTreeSet::new(),
             first_scan: false,
             missing: BTreeSet::new(),
             looked_for: BTreeSet::new(),
@@ -131,6 +132,7 @@ where
             covered: BTreeSet::new(),
             covered_at: None,
             suspect: false,
+            checkpoint: Hlc(0),
             hold_until: None,
         };
         replica.load_marks()?;
@@ -143,6 +145,7 @@ where
         let kv = self.records.kv();
         let clean = kv.get(Table::Meta, Meta::CLEAN)?.as_deref() == Some(&[1]);
         let boot = kv.get(Table::Meta, Meta::BOOT)?;
+        let checkpoint = kv.get(Table::Meta, Meta::CHECKPOINT)?;
         let place = kv.get(Table::Meta, Meta::PLACE)?;
         let phase = kv.get(Table::Meta, Meta::PHASE)?;
         let own_token = kv.get(Table::Meta, Meta::TOKEN)?;
@@ -197,17 +200,26 @@ where
         let kv = self.records.kv_mut();
         kv.put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
         kv.put(Table::Meta, Meta::CLEAN, &[0])?;
-        kv.put(Table::Meta, Meta::BOOT, &self.config.boot)?;
+        let same_boot = boot.as_deref() == Some(&self.config.boot[..]);
+        if new || clean || same_boot {
+            // Another one is noted when all has been looked at.
+            kv.put(Table::Meta, Meta::BOOT, &self.config.boot)?;
+        }
         kv.put(Table::Meta, Meta::PLACE, &self.config.place)?;
         if new && self.phase == Phase::Normal {
             kv.put(Table::Meta, Meta::FIRST_SCAN, &[])?;
         }
         self.first_scan = kv.get(Table::Meta, Meta::FIRST_SCAN)?.is_some();
+        let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
+        self.checkpoint = Hlc(checkpoint);
+        if new || clean || same_boot {
+            self.advance_checkpoint()?;
+        }
         self.records.commit()?;
         if !new && !clean {
             self.report(EventKind::UnexpectedShutdown, self.config.folder_name.clone());
             self.recover()?;
-            self.suspect = boot.as_deref() != Some(&self.config.boot[..]);
+            self.suspect = !same_boot;
             if self.suspect && !alone {
                 self.hold_until = Some(Hlc(self.now.0 + self.config.limits.hold));
             }
@@ -236,6 +248,20 @@ where
     /// [`Stop::Database`].
     pub fn token(&self) -> Result<Vec<u8>> {
         Ok(self.records.kv().get(Table::Meta, Meta::TOKEN)?.unwrap_or_default())
+    }
+
+    /// Moves the durability checkpoint on, in a transaction. All that is recorded was made durable before; but what is written
+    /// in place later may reach the disk before its new time does, and what was written lately is likeliest to be written
+    /// again (design, section 11).
+    pub(crate) fn advance_checkpoint(&mut self) -> Result<()> {
+        let (now, lag) = (self.now.0, self.config.limits.verify_after_power_cut);
+        let behind = now.saturating_sub(lag);
+        // A clock that was set back leaves it in the future.
+        if !self.suspect && (self.checkpoint.0 < behind.saturating_sub(lag) || self.checkpoint.0 > now) {
+            self.checkpoint = Hlc(behind);
+            self.records.kv_mut().put(Table::Meta, Meta::CHECKPOINT, &behind.to_be_bytes())?;
+        }
+        Ok(())
     }
 
     /// Completes or undoes what the install intents name, and confirms or drops announced manifest entries.

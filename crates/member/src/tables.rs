@@ -36,6 +36,8 @@ impl Meta {
     pub(crate) const CLEAN: &'static [u8] = b"member.clean";
     /// The boot id under which the database was last open.
     pub(crate) const BOOT: &'static [u8] = b"member.boot";
+    /// The durability checkpoint: microseconds since 1970, 8 bytes big-endian.
+    pub(crate) const CHECKPOINT: &'static [u8] = b"member.checkpoint";
     /// Machine and file system that the database belongs to.
     pub(crate) const PLACE: &'static [u8] = b"member.place";
     /// The root's token, 16 bytes.

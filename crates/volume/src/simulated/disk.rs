@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anabranch_model::{Attributes, Owner, Timestamp};
 
-use super::users::{Deed, UserOpen};
+use super::users::{Deed, Thing, UserOpen};
 use super::{DiskConfig, Faults, Power, Rng, SimClock};
 use crate::fs::{FileStamp, Kind, Object, Stat};
 
@@ -156,6 +156,8 @@ pub(super) struct Disk {
     pub(super) hints: super::hints::Hints,
     pub(super) users: BTreeMap<u64, UserOpen>,
     pub(super) deeds: Vec<Deed>,
+    /// Contents of files that users gave several names: one of these may have become a file of its own since.
+    pub(super) linked: Vec<Thing>,
     pub(super) opens_that_waited: u64,
     /// Shared empties, so that new inodes cost nothing.
     pub(super) no_data: Arc<Data>,
@@ -180,6 +182,7 @@ impl Disk {
             hints: super::hints::Hints::default(),
             users: BTreeMap::new(),
             deeds: Vec::new(),
+            linked: Vec::new(),
             opens_that_waited: 0,
             no_data: Arc::new(Data::default()),
         };

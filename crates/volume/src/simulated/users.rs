@@ -188,16 +188,20 @@ impl Disk {
         }
     }
 
-    /// What ends with the last name of a file; another hard link keeps it, if it is one that people see.
+    /// What ends with the last name of a file; another hard link keeps it, or what was one, if it is one that people see.
     fn under_last_name(&self, number: u64) -> Option<Thing> {
         let inode = self.inode(number).ok()?;
+        let content = Thing::of(inode)?;
+        let was_linked = self.linked.contains(&content);
         let mut names = 0;
-        if inode.links > 1 {
+        if inode.links > 1 || was_linked {
             self.walk(ROOT, &mut Vec::new(), &mut |found, path| {
-                names += u64::from(found == number && !path.starts_with(PRIVATE));
+                let same = found == number
+                    || was_linked && self.inode(found).ok().and_then(Thing::of).as_ref() == Some(&content);
+                names += u64::from(same && !path.starts_with(PRIVATE));
             });
         }
-        (names <= 1).then(|| Thing::of(inode)).flatten()
+        (names <= 1).then_some(content)
     }
 
     fn end(&mut self, path: &[u8], number: u64) {
@@ -212,6 +216,9 @@ impl Disk {
             return;
         }
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
+            if self.inode(number).is_ok_and(|i| i.links > 1) {
+                self.linked.push(content.clone());
+            }
             self.deeds.push(Deed::Finished { path: path.to_vec(), content });
         }
     }
@@ -352,6 +359,12 @@ impl Disk {
             self.remove_all(&[path, b"/", &child].concat())?;
         }
         self.remove(dir, name, true).map(drop)
+    }
+
+    /// A symlink has no mode and no xattrs of users on Linux.
+    fn not_a_symlink(&mut self, path: &[u8], refused: i32) -> io::Result<()> {
+        let number = self.reach(path)?;
+        if self.inode(number)?.kind == Kind::Symlink { Err(error(refused)) } else { Ok(()) }
     }
 
     fn set_attributes(&mut self, path: &[u8], change: impl FnOnce(&mut Attributes)) -> io::Result<()> {
@@ -537,6 +550,8 @@ impl SimFs {
             return Err(error(libc::EPERM));
         }
         let (dir, name) = disk.resolve(to)?;
+        let content = Thing::of(disk.inode(number)?);
+        disk.linked.extend(content);
         disk.add_link(dir, name, number)
     }
 
@@ -562,7 +577,9 @@ impl SimFs {
 
     /// Sets permission bits.
     pub fn chmod(&self, path: &[u8], mode: u32) -> io::Result<()> {
-        self.disk().set_attributes(path, |a| a.mode = mode & 0o7777)
+        let mut disk = self.disk();
+        disk.not_a_symlink(path, libc::EOPNOTSUPP)?;
+        disk.set_attributes(path, |a| a.mode = mode & 0o7777)
     }
 
     /// Sets the owner and the group.
@@ -574,7 +591,9 @@ impl SimFs {
 
     /// Sets an extended attribute, or removes it.
     pub fn setxattr(&self, path: &[u8], name: &[u8], value: Option<&[u8]>) -> io::Result<()> {
-        self.disk().set_attributes(path, |a| {
+        let mut disk = self.disk();
+        disk.not_a_symlink(path, libc::EPERM)?;
+        disk.set_attributes(path, |a| {
             match value {
                 Some(value) => a.xattrs.insert(name.into(), value.into()),
                 None => a.xattrs.remove(name),
