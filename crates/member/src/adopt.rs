@@ -243,11 +243,32 @@ where
         self.records.begin()?;
         self.phase = Phase::Normal;
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        self.keep_what_was_written_within()?;
         self.records.commit()?;
         self.walk_again_from(&[]);
         self.work_at = Some(self.now);
         self.scan_everything();
         self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// What was written here before the comparison is known to nobody else, and stays; a directory of it that was deleted
+    /// elsewhere meanwhile is made anew.
+    fn keep_what_was_written_within(&mut self) -> Result<()> {
+        self.records.begin_changes(self.now)?;
+        let mut after = None;
+        loop {
+            let page = self.records.records(after, ASK)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.uid);
+            for record in &page {
+                let placement = &record.placement.value;
+                if self.records.live(record.uid)? && placement.parent != Uid::ROOT {
+                    self.keep_within(record.uid)?;
+                }
+            }
+        }
+        self.records.end_changes()?;
+        self.note_touched()
     }
 }
 

@@ -444,8 +444,8 @@ where
                 // Until it is read; also if it is in use now.
                 self.closed.insert((parent, name.clone()));
             }
-            let provisional = node.content.as_ref().is_some_and(|c| c.provisional)
-                || self.closed.contains(&(parent, name.clone()));
+            let provisional =
+                node.content.as_ref().is_some_and(|c| c.provisional) || self.closed.contains(&(parent, name.clone()));
             let differs = if node.is_dir() {
                 node.attributes.mode != stat.mode
                     || node.attributes.owner.number != stat.uid
@@ -1529,7 +1529,7 @@ where
     }
 
     /// Somebody wrote a file whose directory's record is forgotten: it goes on in the directory that is made of that one.
-    fn keep_within(&mut self, uid: Uid) -> Result<()> {
+    pub(crate) fn keep_within(&mut self, uid: Uid) -> Result<()> {
         let Some(record) = self.records.record(uid)? else { return Ok(()) };
         let placement = record.placement.value;
         if let Some(parent) = self.anew(placement.parent)?.filter(|parent| *parent != placement.parent) {
