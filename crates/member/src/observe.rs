@@ -1532,7 +1532,17 @@ where
     pub(crate) fn keep_within(&mut self, uid: Uid) -> Result<()> {
         let Some(record) = self.records.record(uid)? else { return Ok(()) };
         let placement = record.placement.value;
-        if let Some(parent) = self.anew(placement.parent)?.filter(|parent| *parent != placement.parent) {
+        let mut made = self.anew(placement.parent)?;
+        if made.is_none()
+            && let Some(node) = nodes::of(self.records.kv(), uid)?
+        {
+            // For the sake of another thing in there the directory was made anew already.
+            made = match self.node_uid(node.parent)? {
+                Some(above) => self.anew(above)?,
+                None => None,
+            };
+        }
+        if let Some(parent) = made.filter(|parent| *parent != placement.parent) {
             self.records.place(self.now, uid, parent, placement.name)?;
         }
         Ok(())
