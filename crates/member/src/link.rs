@@ -491,9 +491,10 @@ where
             self.records.lower_known(version.replica, version.sequence)?;
         }
         self.commit()?;
-        if known.iter().any(|k| k.replica == self.records.replica()) {
-            // Somebody else knows that we were rolled back before we do.
-            self.take_fresh_id(None)?;
+        if let Some(closed) = known.iter().find(|k| k.replica == self.records.replica()) {
+            // Somebody else knows that we were rolled back before we do; the image may be older than that.
+            let point = self.newest_mark_before(closed.sequence.0.saturating_add(1))?;
+            self.take_fresh_id(Some(point))?;
         }
         self.close_all("replica ids were closed; the link is opened anew");
         Ok(true)
@@ -524,12 +525,18 @@ where
                 }
             }
         }
-        // The newest mark of ours below the one that we do not know: what we have surely issued.
-        let from = self.records.kv().range(Table::Meta, Meta::MARKS, Some(&key), usize::MAX)?;
-        let point = from.last().and_then(|(k, _)| tables::read_number(k.get(Meta::MARKS.len()..)?).ok()).unwrap_or(0);
-        self.take_fresh_id(Some(Sequence(point)))?;
+        let point = self.newest_mark_before(echo.highest.0)?;
+        self.take_fresh_id(Some(point))?;
         self.close_all(RETURNED);
         Ok(true)
+    }
+
+    /// The newest mark of ours below a number that others know and we do not: what we have surely issued.
+    fn newest_mark_before(&self, number: u64) -> Result<Sequence> {
+        let key = [Meta::MARKS, &number.to_be_bytes()].concat();
+        let from = self.records.kv().range(Table::Meta, Meta::MARKS, Some(&key), usize::MAX)?;
+        let newest = from.last().and_then(|(k, _)| tables::read_number(k.get(Meta::MARKS.len()..)?).ok());
+        Ok(Sequence(newest.unwrap_or(0)))
     }
 
     /// Goes on under a fresh replica id, as a non-authoritative restore (design, section 11). With a point of return the
