@@ -202,7 +202,8 @@ impl Oracle {
     }
 
     /// A member's disk went back to an image: what is on it now, and what is not any more. What somebody had only half
-    /// written when the image was taken will never be finished, and is there all the same.
+    /// written when the image was taken will never be finished, and is there all the same. `elsewhere` says whether a content
+    /// is in another tree.
     pub(crate) fn rolled_back(
         &mut self,
         member: &str,

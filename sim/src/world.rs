@@ -579,7 +579,7 @@ impl<'a> World<'a> {
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
         let others = self.disks_but(number);
         let name = self.members[number].name.clone();
-        self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| on_any(&others, content));
+        self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| in_any_tree(&others, content));
         self.look_at(number);
         self.back_later(number);
         if !copied && self.rng.chance(1, 2) {
@@ -907,7 +907,9 @@ impl<'a> World<'a> {
         let Some(writer) = self.plan.writer.filter(|writer| *writer != number) else { return };
         let Some(machine) = self.members[number].machine.as_ref() else { return };
         self.counters.count("looks in the middle of a pass");
-        if !self.states.contains(&machine.state()) {
+        // Whoever was put back shows old and new at once until it has compared all of its records.
+        let returning = |machine: &dyn Machine| machine.waits().iter().any(|text| text.starts_with("phase"));
+        if !self.states.contains(&machine.state()) && !returning(&**machine) {
             let text = format!("{} shows what member {writer} never showed", self.members[number].name);
             self.violations.push(Violation { invariant: "Intent", text });
         }
@@ -1001,6 +1003,11 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
         spins: 0,
         fresh: rng.fork(),
     }
+}
+
+/// Is a content in one of these trees? What is preserved there was given up there: it may be purged, or was replaced knowingly.
+fn in_any_tree(disks: &[SimFs], content: &Thing) -> bool {
+    disks.iter().any(|fs| fs.tree().values().any(|entry| entry.content.as_ref() == Some(content)))
 }
 
 /// Is a content on one of these disks? What is only staged there does not count: it goes as soon as it is outdated.

@@ -446,14 +446,14 @@ where
             }
             let provisional =
                 node.content.as_ref().is_some_and(|c| c.provisional) || self.closed.contains(&(parent, name.clone()));
-            let differs = if node.is_dir() {
-                node.attributes.mode != stat.mode
-                    || node.attributes.owner.number != stat.uid
-                    || node.attributes.group.number != stat.gid
-                    || node.stamp.ctime != stat.stamp.ctime
-            } else {
-                node.stamp != stat.stamp || provisional
-            };
+            // These, too: somebody's chmod in the same tick of the clock as our own call leaves the stamp as it was.
+            let differs = node.attributes.owner.number != stat.uid
+                || node.attributes.group.number != stat.gid
+                || node.kind != Kind::Symlink && node.attributes.mode != stat.mode
+                || match node.is_dir() {
+                    true => node.stamp.ctime != stat.stamp.ctime,
+                    false => node.stamp != stat.stamp || provisional,
+                };
             if differs {
                 let node = node.clone();
                 if !node.is_dir() && stat.links > 1 {

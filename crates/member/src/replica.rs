@@ -39,6 +39,9 @@ pub enum Partner {
     Downstream,
 }
 
+/// Names of a path that is put together for people; a longer one loses its beginning.
+pub(crate) const PATH_NAMES_MAX: usize = 4096;
+
 /// What comes in.
 #[derive(Debug)]
 pub enum Input {
@@ -734,7 +737,7 @@ where
     pub(crate) fn node_path(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>> {
         let mut parts = vec![name.to_vec()];
         let mut id = id;
-        while id != ROOT_NODE && parts.len() < 4096 {
+        while id != ROOT_NODE && parts.len() < PATH_NAMES_MAX {
             let Some(node) = nodes::get(self.records.kv(), id)? else { break };
             parts.push(node.name);
             id = node.parent;
@@ -747,7 +750,7 @@ where
     pub(crate) fn record_path(&self, uid: Uid) -> Result<String> {
         let mut parts = Vec::new();
         let mut at = uid;
-        while at != Uid::ROOT && parts.len() < 4096 {
+        while at != Uid::ROOT && parts.len() < PATH_NAMES_MAX {
             let Some(record) = self.records.record(at)? else { break };
             parts.push(record.placement.value.name.to_string());
             at = record.placement.value.parent;

@@ -222,7 +222,8 @@ impl Preserved {
             out.raw(hash);
         }
         out.number(self.size);
-        out.bytes(&self.path);
+        // What is longer loses its beginning: a row that cannot be read again would be a damaged database.
+        out.bytes(&self.path[self.path.len().saturating_sub(PATH_BYTES_MAX)..]);
         out.0
     }
 
@@ -242,12 +243,15 @@ impl Preserved {
             replaced_by: by,
             hash: if flags & 8 == 0 { None } else { Some(input.array()?) },
             size: input.number()?,
-            path: input.bytes(1 << 16, "a path")?.to_vec(),
+            path: input.bytes(PATH_BYTES_MAX, "a path")?.to_vec(),
             directory: flags & 16 != 0,
             pending: flags & 32 != 0,
         })
     }
 }
+
+/// Bytes of a path: as many names as [`crate::replica::PATH_NAMES_MAX`], each with what parts it from the next.
+const PATH_BYTES_MAX: usize = crate::replica::PATH_NAMES_MAX * 256;
 
 pub(crate) fn put_preserved(kv: &mut impl Kv, item: &Preserved) -> Result<(), KvError> {
     if let Some(hash) = item.hash.filter(|_| item.size > 0) {
@@ -373,4 +377,31 @@ pub(crate) fn read_work(key: &[u8]) -> Result<Work, KvError> {
         return Ok(Work::Dissolve(NodeId(read_number(key.get(17..).unwrap_or_default())?)));
     }
     read_uid(key).map(Work::Uid)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_of_any_length_can_be_read_again() {
+        for length in [0, 1, 1 << 16, PATH_BYTES_MAX, PATH_BYTES_MAX + 1] {
+            let path: Vec<u8> = (0..length).map(|at| if at % 256 == 255 { b'/' } else { b'n' }).collect();
+            let item = Preserved {
+                number: 7,
+                reason: Reason::Deleted,
+                when: Hlc(1),
+                uid: None,
+                version: None,
+                replaced_by: None,
+                path: path.clone(),
+                size: 0,
+                hash: None,
+                directory: false,
+                pending: false,
+            };
+            let read = Preserved::decode(7, &item.encode()).expect("what was written can be read");
+            assert!(path.ends_with(&read.path) && read.path.len() == length.min(PATH_BYTES_MAX), "{length} bytes");
+        }
+    }
 }
