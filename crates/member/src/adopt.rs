@@ -8,14 +8,14 @@
 use std::collections::BTreeSet;
 
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Content, Knowledge, Names, Uid, Version};
+use anabranch_model::{Content, Hlc, Knowledge, Names, Uid, Version};
 use anabranch_net::message::Message;
 use anabranch_volume::fs::{Fs, Kind, Stat};
 
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::observe::{Task, read_all};
-use crate::replica::{LinkId, Phase, Replica, Result, Stop};
+use crate::replica::{LinkId, Partner, Phase, Replica, Result, Stop};
 use crate::tables::{self, Meta, Preserved, Reason};
 
 /// UIDs asked about in one message.
@@ -223,6 +223,9 @@ where
     /// What we hold, whose versions the partner knows, and of which it has no record, was deleted.
     pub(crate) fn take_presence(&mut self, id: LinkId, present: &[bool]) -> Result<()> {
         let Some((_, uids)) = self.returning_request.take().filter(|(link, _)| *link == id) else { return Ok(()) };
+        if present.is_empty() {
+            return self.cannot_compare_with(id);
+        }
         let Some(replica) = self.links.get(&id).and_then(|l| l.peer.as_ref()).map(|(_, r)| *r) else { return Ok(()) };
         let known = self.partner_known.get(&replica).cloned().unwrap_or_default();
         self.records.begin()?;
@@ -237,9 +240,40 @@ where
         self.ask_presence(id, uids.last().copied())
     }
 
+    /// That partner was put back itself and knows no better. The next one is asked; where none knows, all of them again
+    /// after a while, and in the end (design, section 11: as long as edits wait for a partner) none.
+    fn cannot_compare_with(&mut self, id: LinkId) -> Result<()> {
+        let since = *self.returning_since.get_or_insert(self.now);
+        let next = self.comparable().find(|other| *other > id);
+        match next {
+            Some(next) => self.ask_presence(next, None),
+            None if self.now.0 >= since.0.saturating_add(self.config.limits.hold) => self.returned(),
+            None => {
+                self.returning_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+                Ok(())
+            }
+        }
+    }
+
+    /// Upstream partners of which a whole pass was taken in, in order.
+    fn comparable(&self) -> impl Iterator<Item = LinkId> {
+        let passed = self.links.iter().filter(|(_, l)| l.partner == Partner::Upstream && l.passed);
+        passed.map(|(id, _)| *id)
+    }
+
+    /// Goes on with the comparison of a member that was put back, with whoever is there.
+    pub(crate) fn compare_with_anybody(&mut self) -> Result<()> {
+        if self.phase != Phase::Returning || self.returning_request.is_some() {
+            return Ok(());
+        }
+        let first = self.comparable().next();
+        first.map_or(Ok(()), |id| self.ask_presence(id, None))
+    }
+
     /// The comparison is complete: versions may be issued again.
     fn returned(&mut self) -> Result<()> {
         self.returning_request = None;
+        (self.returning_since, self.returning_at) = (None, None);
         self.records.begin()?;
         self.phase = Phase::Normal;
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;

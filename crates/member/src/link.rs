@@ -101,6 +101,7 @@ where
         self.fetching.link_down(id);
         if self.returning_request.as_ref().is_some_and(|(link, _)| *link == id) {
             self.returning_request = None;
+            self.returning_at = Some(self.now);
         }
     }
 
@@ -197,7 +198,8 @@ where
             Message::Bucket { request, rows } if upstream && opened => self.take_bucket(id, request, rows)?,
             Message::AskRecords { request, uids } if !upstream && opened => {
                 let mut present = Vec::with_capacity(uids.len());
-                for uid in uids {
+                // Who was put back itself cannot say what there is, until it has asked others.
+                for uid in uids.into_iter().filter(|_| self.phase != Phase::Returning) {
                     present.push(self.records.record(uid)?.is_some());
                 }
                 self.send(id, Message::Records { request, present });

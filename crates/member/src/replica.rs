@@ -258,6 +258,10 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) reported: BTreeSet<(EventKind, String)>,
     /// While returning: which UIDs a partner was asked about.
     pub(crate) returning_request: Option<(LinkId, Vec<Uid>)>,
+    /// Since when all partners that are there were put back themselves, and when they are asked again.
+    pub(crate) returning_since: Option<Hlc>,
+    /// See [`Self::returning_since`].
+    pub(crate) returning_at: Option<Hlc>,
     /// What partners knew at their last complete pass.
     pub(crate) partner_known: BTreeMap<ReplicaId, Knowledge>,
     pub(crate) verifying: BTreeMap<LinkId, crate::serve::Comparison>,
@@ -356,6 +360,8 @@ where
             &mut self.resolve_at,
             &mut self.ahead_retry,
             &mut self.covered_at,
+            &mut self.returning_since,
+            &mut self.returning_at,
             &mut self.hold_until,
             &mut self.fetching.retry_at,
             &mut self.fetching.note_at,
@@ -416,6 +422,7 @@ where
             self.fetching.note_at,
             self.ahead_retry,
             self.covered_at,
+            self.returning_at,
             self.lately_due(),
             beat,
         ]
@@ -441,6 +448,10 @@ where
                 self.changed.insert(key);
             }
             self.observe_at = Some(now);
+        }
+        if self.returning_at.is_some_and(|at| at <= now) {
+            self.returning_at = None;
+            self.compare_with_anybody()?;
         }
         if self.covered_at.is_some_and(|at| at <= now) {
             self.covered_at = None;

@@ -118,6 +118,8 @@ where
             counters: Counters::default(),
             reported: BTreeSet::new(),
             returning_request: None,
+            returning_since: None,
+            returning_at: None,
             partner_known: BTreeMap::new(),
             verifying: BTreeMap::new(),
             root_lost: false,
