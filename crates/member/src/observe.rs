@@ -11,7 +11,7 @@ use std::io;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_engine::{ChangeError, NewThing};
 use anabranch_model::{
-    Attributes, Content, Hlc, Knowledge, Name, Names, Record, Timestamp, Uid, Version, fold, is_reserved, same_name,
+    Attributes, Content, Hlc, Knowledge, Name, Names, Record, Timestamp, Uid, Version, fold, is_reserved,
 };
 use anabranch_volume::fs::{Fs, Kind, Object, Stat};
 use anabranch_volume::hash::{Hashing, hash_file};
@@ -1007,8 +1007,9 @@ where
             };
             let mut drop: Vec<_> =
                 batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && stays(f)).map(|(at, _)| at).collect();
+            let waiting = self.waiting_names(batch);
             for (at, found) in batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && !stays(f)) {
-                if self.is_left_by_another_case(batch, found)? {
+                if self.is_left_by_another_case(batch, found, &waiting)? {
                     drop.push(at);
                 }
             }
@@ -1025,24 +1026,49 @@ where
         }
     }
 
+    /// Where names that differ may be one name: those of the entries that are still to be looked at, in the directories of
+    /// what was found, by their keys.
+    fn waiting_names(&self, batch: &Batch<F::Dir>) -> BTreeMap<(NodeId, Vec<u8>), Vec<Vec<u8>>> {
+        let mut waiting: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        if self.config.names == Names::Bytes {
+            return waiting;
+        }
+        let parent = |f: &Found<F::Dir>| match f.parent {
+            Parent::Node(id) if !f.dropped => Some(id),
+            _ => None,
+        };
+        for id in batch.found.iter().filter_map(parent).collect::<BTreeSet<_>>() {
+            let later =
+                self.later.range((id, Vec::new())..).map(|(key, _)| key).take_while(|(parent, _)| *parent == id);
+            let next = self.changed.range((id, Vec::new())..).take_while(|(parent, _)| *parent == id);
+            for (_, name) in later.chain(next) {
+                waiting.entry((id, fold(name, self.config.names).into_owned())).or_default().push(name.clone());
+            }
+        }
+        waiting
+    }
+
     /// Does something that is not at its name any more, and of which nothing is recorded yet, still have a name that is
     /// one with this by the folder's rule? The name is taken then: recorded now, this would lose it to what is gone.
-    fn is_left_by_another_case(&mut self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Result<bool> {
+    fn is_left_by_another_case(
+        &mut self,
+        batch: &Batch<F::Dir>,
+        found: &Found<F::Dir>,
+        waiting: &BTreeMap<(NodeId, Vec<u8>), Vec<Vec<u8>>>,
+    ) -> Result<bool> {
         let Parent::Node(id) = found.parent else { return Ok(false) };
-        if self.config.names == Names::Bytes {
+        if waiting.is_empty() {
             return Ok(false);
         }
-        let alike = |name: &[u8]| name != found.name.bytes() && same_name(name, found.name.bytes(), self.config.names);
-        let later = self.later.range((id, Vec::new())..).map(|(key, _)| key).take_while(|(parent, _)| *parent == id);
-        let next = self.changed.range((id, Vec::new())..).take_while(|(parent, _)| *parent == id);
-        let waiting: Vec<_> = later.chain(next).map(|(_, name)| name.clone()).filter(|name| alike(name)).collect();
-        for name in waiting {
-            let Some(node) = nodes::at(self.records.kv(), id, &name)? else { continue };
+        let key = (id, fold(found.name.bytes(), self.config.names).into_owned());
+        let alike = waiting.get(&key).into_iter().flatten().filter(|name| *name != found.name.bytes());
+        for name in alike {
+            let Some(node) = nodes::at(self.records.kv(), id, name)? else { continue };
             if batch.gone.contains_key(&node.id) || found.moved.as_ref().is_some_and(|m| m.id == node.id) {
                 continue;
             }
             let there = match self.dir(id)? {
-                Some(dir) => self.fs.stat(&dir, &name).map_or(true, |s| s.is_some_and(|s| s.object == node.object)),
+                Some(dir) => self.fs.stat(&dir, name).map_or(true, |s| s.is_some_and(|s| s.object == node.object)),
                 None => true,
             };
             if !there {
