@@ -1,4 +1,5 @@
-//! What a power cut leaves of a file that was written in place: new bytes under the old time and length, perhaps.
+//! What a power cut leaves: of a file that was written in place new bytes under the old time and length, perhaps; of what
+//! others were told of, all.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
@@ -7,7 +8,7 @@ mod couple;
 use anabranch_member::Limits;
 use anabranch_model::{Content, Uid};
 use anabranch_volume::fs::Fs;
-use anabranch_volume::simulated::{DiskConfig, SimFs, Tree};
+use anabranch_volume::simulated::{DiskConfig, SimFs, Tree, TreeEntry};
 use couple::{Couple, settle};
 
 const NAME: &[u8] = b"notes";
@@ -74,4 +75,66 @@ fn what_was_written_lately_is_read_again_whatever_its_stamp_says() {
         }
     }
     assert!(silent.iter().all(|&count| count > 0), "no power cut left new bytes under an old stamp: {silent:?}");
+}
+
+/// Paths with their modes, and contents.
+fn gist(couple: &Couple, at: usize) -> Vec<String> {
+    let content = |e: &TreeEntry| e.content.as_ref().map(|c| c.bytes().escape_ascii().to_string());
+    let line = |(path, e): (&Vec<u8>, &TreeEntry)| {
+        format!("{} {:o} {:?}", path.escape_ascii(), e.attributes.mode, content(e).unwrap_or_default())
+    };
+    couple.members[at].fs.tree().iter().map(line).collect()
+}
+
+/// The first one's user changes things in each way, the second is told of it, and the first one's power is cut. `Err`: the
+/// trees of both as they were and as they are, once there is nothing left to do, where they differ.
+fn told_and_cut(seed: u64) -> Result<(), String> {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
+        fs.mkdir(b"desk").unwrap();
+        fs.mkdir(b"old").unwrap();
+        for name in [&b"written"[..], b"moved", b"removed", b"shared"] {
+            fs.write(name, name).unwrap();
+        }
+        fs.sync_all().unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    couple.change(&[
+        &|fs| fs.write(b"new", b"nobody had this before").unwrap(),
+        &|fs| fs.write(b"written", b"what is in it now is longer than what was").unwrap(),
+        &|fs| fs.rename(b"moved", b"desk/moved").unwrap(),
+        &|fs| fs.remove(b"removed").unwrap(),
+        &|fs| fs.chmod(b"shared", 0o600).unwrap(),
+        &|fs| fs.mkdir(b"desk/made").unwrap(),
+        &|fs| fs.symlink(b"desk/made/link", b"../moved").unwrap(),
+        &|fs| fs.rename(b"old", b"desk/made/old").unwrap(),
+    ]);
+    settle(&mut couple);
+    let before = gist(&couple, 0);
+    assert_eq!(before, gist(&couple, 1), "the second one was not told of everything");
+    couple.members[0].replica = None;
+    drop(couple.members[0].fs.crash(seed));
+    couple.restart_at(0, Limits::default());
+    settle(&mut couple);
+    let after = [0, 1].map(|at| gist(&couple, at));
+    if after.iter().all(|tree| *tree == before) { Ok(()) } else { Err(format!("{before:?} became {after:?}")) }
+}
+
+#[test]
+fn what_another_was_told_of_outlives_a_power_cut() {
+    for seed in 0..300 {
+        told_and_cut(seed).unwrap_or_else(|what| panic!("power cut {seed}: {what}"));
+    }
+}
+
+/// The test above can fail.
+#[cfg(feature = "mutants")]
+#[test]
+fn mutant_that_tells_before_it_is_durable_is_caught() {
+    use anabranch_member::steps::{Step, break_step};
+
+    break_step(Some(Step::PublishedDurable));
+    let lost = (0..30).any(|seed| told_and_cut(seed).is_err());
+    break_step(None);
+    assert!(lost, "no power cut took away what another had been told of");
 }

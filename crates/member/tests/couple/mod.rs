@@ -202,11 +202,16 @@ impl Couple {
 
     /// The daemon of the second member dies, and is started again.
     pub(crate) fn restart(&mut self, limits: Limits) {
-        self.members[1].replica = None;
-        self.members[1].database = self.members[1].database.committed();
+        self.restart_at(1, limits);
+    }
+
+    /// The daemon of one of them dies, and is started again.
+    pub(crate) fn restart_at(&mut self, at: usize, limits: Limits) {
+        self.members[at].replica = None;
+        self.members[at].database = self.members[at].database.committed();
         let down = Input::LinkDown(LinkId(self.link));
-        self.members[0].replica.as_mut().unwrap().handle(Hlc(self.now), down).unwrap();
-        self.open(1, limits);
+        self.members[1 - at].replica.as_mut().unwrap().handle(Hlc(self.now), down).unwrap();
+        self.open(at, limits);
         self.connect();
     }
 }
