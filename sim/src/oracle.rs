@@ -62,6 +62,8 @@ struct Fate {
     path: Vec<u8>,
     /// A disk made it of what a user had written: it is there, and nobody asks for it.
     made: bool,
+    /// What the disk damaged to make this of it: who ends one ends the other.
+    was: Option<Thing>,
 }
 
 /// Knows what people did.
@@ -145,10 +147,15 @@ impl Oracle {
                 }
                 fate.ended.push((member, now));
                 fate.handled.insert(member);
+                let was = fate.was.take();
+                if let Some(before) = was.and_then(|was| self.fates.get_mut(&was)) {
+                    before.ended.push((member, now));
+                }
             }
             Deed::Damaged { before, after } => {
                 self.disturbed = Some(now);
-                self.fates.entry(after).or_default().made = true;
+                let fate = self.fates.entry(after).or_default();
+                (fate.made, fate.was) = (true, Some(before.clone()));
                 self.take(&before, elsewhere);
             }
         }
