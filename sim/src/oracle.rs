@@ -480,11 +480,15 @@ fn bounds(member: &AtRest, staging_bytes: u64, out: &mut Vec<Violation>) {
         push(format!("{name}: private file left in the tree: /{}", path.escape_ascii()));
     }
     let size = |e: &Option<Thing>| e.as_ref().map_or(0, |t| t.bytes().len() as u64);
-    let staged: Vec<u64> =
-        member.private.iter().filter(|(p, _)| p.starts_with(b"staging/")).map(|(_, e)| size(&e.content)).collect();
-    let (sum, largest) = (staged.iter().sum::<u64>(), staged.iter().max().copied().unwrap_or(0));
+    let staged: Vec<(String, u64)> = member
+        .private
+        .iter()
+        .filter(|(p, _)| p.starts_with(b"staging/"))
+        .map(|(p, e)| (p.escape_ascii().to_string(), size(&e.content)))
+        .collect();
+    let (sum, largest) = (staged.iter().map(|s| s.1).sum::<u64>(), staged.iter().map(|s| s.1).max().unwrap_or(0));
     if sum > staging_bytes.max(largest) {
-        push(format!("{name}: {sum} bytes in staging, with a quota of {staging_bytes}"));
+        push(format!("{name}: {sum} bytes in staging, with a quota of {staging_bytes}: {staged:?}"));
     }
     for path in member.private.keys() {
         let top = path.iter().position(|&b| b == b'/').map_or(&path[..], |at| &path[..at]);

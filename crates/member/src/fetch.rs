@@ -530,7 +530,7 @@ where
         if matches!(&same, Ok(Some(found)) if found == hash) {
             return Ok(Some(Ready::Staged { name, size, hash: *hash }));
         }
-        self.fs.remove_file(&self.private.staging, &name)?;
+        self.drop_private(uid);
         same.map(|_| None)
     }
 

@@ -195,6 +195,8 @@ struct Batch<F: Fs> {
 const ROWS: usize = 4096;
 /// How often one thing is put aside in one step before it waits.
 const ASIDE_MAX: u32 = 4;
+/// Directories remembered that could be neither finished nor removed.
+const HALF_MADE_MAX: usize = 1024;
 /// Rows of Todo asked, each time nothing is under way, whether they were forgotten.
 const FORGOTTEN_ROWS: usize = 16;
 /// Moves remembered for hints that come late; beyond it the whole tree is compared.
@@ -237,7 +239,11 @@ where
             return Ok(());
         }
         self.lift()?;
-        let done = self.work_on_batch();
+        self.remove_leftovers();
+        if std::mem::take(&mut self.unnoted_parked) {
+            self.take_up_parked()?;
+        }
+        let done = self.remove_half_made().and_then(|()| self.work_on_batch());
         let lowered = self.lower(done.is_ok());
         done.and(lowered)
     }
@@ -930,22 +936,43 @@ where
         };
         let times = [self.fs.stat_dir(&dir).ok(), None];
         let made = self.fs.create_dir(&dir, name).and_then(|()| {
-            let attributes = match &record.attributes {
-                Some(facet) => self.fs.write_attributes(&dir, name, &facet.value)?,
-                None => self.fs.read_attributes(&dir, name)?,
-            };
-            if let Some(mtime) = record.attributes.as_ref().and_then(|f| f.directory_mtime) {
-                self.fs.set_mtime(&dir, name, mtime)?;
-            }
             // Somebody may have put something else there by now.
-            let stat = self.fs.stat(&dir, name)?.filter(|s| s.kind == Kind::Directory);
-            Ok((stat.ok_or(io::ErrorKind::AlreadyExists)?, attributes))
+            let dir_stat = || {
+                self.fs
+                    .stat(&dir, name)?
+                    .filter(|s| s.kind == Kind::Directory)
+                    .ok_or(io::ErrorKind::AlreadyExists.into())
+            };
+            let object = dir_stat()
+                .inspect_err(|error: &io::Error| {
+                    if error.kind() != io::ErrorKind::AlreadyExists {
+                        drop(self.fs.remove_dir(&dir, name));
+                    }
+                })?
+                .object;
+            let finish = || {
+                let attributes = match &record.attributes {
+                    Some(facet) => self.fs.write_attributes(&dir, name, &facet.value)?,
+                    None => self.fs.read_attributes(&dir, name)?,
+                };
+                if let Some(mtime) = record.attributes.as_ref().and_then(|f| f.directory_mtime) {
+                    self.fs.set_mtime(&dir, name, mtime)?;
+                }
+                Ok((dir_stat()?, attributes))
+            };
+            Ok((object, finish()))
         });
         let (stat, attributes) = match made {
-            Ok(made) => made,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            Ok((_, Ok(made))) => made,
+            Err(error) | Ok((_, Err(error))) if error.kind() == io::ErrorKind::AlreadyExists => {
                 self.local_change(parent.id, name);
                 return Ok(Looked::Wait(Waiting::LocalChange));
+            }
+            Ok((object, Err(error))) => {
+                self.half_made.push_back((parent.id, name.to_vec(), object));
+                self.remove_half_made()?;
+                self.put_back_times(parent.id, parent.id, times)?;
+                return Ok(Looked::Wait(self.failed(parent.id, name, &error)?));
             }
             Err(error) => return Ok(Looked::Wait(self.failed(parent.id, name, &error)?)),
         };
@@ -957,6 +984,28 @@ where
         batch.dirs.insert(id);
         batch.moved.insert(id);
         Ok(Looked::Done)
+    }
+
+    /// Directories that were made and could not be finished leave again: unknown to the database, they would look like a
+    /// user's own. One that has something in it by now is somebody's.
+    pub(crate) fn remove_half_made(&mut self) -> Result<()> {
+        for (parent, name, object) in std::mem::take(&mut self.half_made) {
+            let removed = match self.dir(parent)? {
+                None if nodes::get(self.records.kv(), parent)?.is_none() => continue,
+                None => Err(io::ErrorKind::Other.into()),
+                Some(dir) => match self.fs.stat(&dir, &name) {
+                    Ok(stat) if stat.as_ref().is_none_or(|s| s.object != object) => continue,
+                    Ok(_) => self.fs.remove_dir(&dir, &name),
+                    Err(error) => Err(error),
+                },
+            };
+            let gone =
+                |error: &io::Error| matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::DirectoryNotEmpty);
+            if removed.as_ref().is_err_and(|error| !gone(error)) && self.half_made.len() < HALF_MADE_MAX {
+                self.half_made.push_back((parent, name, object));
+            }
+        }
+        Ok(())
     }
 
     /// Would a time or attributes be written to a file that has other names, too? Each path is a file of its own (design,
@@ -1205,6 +1254,9 @@ where
                     });
                 }
                 Err(error) => {
+                    if !matches!(self.ready.get(plan.uid), Some(Ready::Staged { .. })) {
+                        self.leave_for_later(plan.uid);
+                    }
                     let why = match error.kind() {
                         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                             self.report_once(EventKind::StagingFull, error.to_string());
@@ -1420,7 +1472,7 @@ where
 }
 
 /// The name of something that is put aside in staging.
-fn parked_name(node: &Node) -> Vec<u8> {
+pub(crate) fn parked_name(node: &Node) -> Vec<u8> {
     format!("p-{}", node.id.0).into_bytes()
 }
 

@@ -160,6 +160,7 @@ where
             }
             self.hold_until = None;
         }
+        self.remove_half_made()?;
         let mut batch = Batch {
             found: Vec::new(),
             modified: Vec::new(),
@@ -764,7 +765,11 @@ where
                         return Ok(());
                     }
                     if parent == nodes::STAGING_NODE {
-                        // On its way through our hands.
+                        // On its way through our hands; unnoted where somebody swapped it in for what was to go there.
+                        if node.parent != nodes::STAGING_NODE {
+                            self.unnoted_parked = true;
+                            self.work_at = Some(self.now);
+                        }
                         batch.gone.remove(&node.id);
                         self.again_later(node.parent, &node.name);
                         return Ok(());

@@ -26,6 +26,8 @@ use crate::replica::{Replica, Result, Stop};
 
 /// Points remembered of one file: some are older than anything that a disk keeps in memory.
 const POINTS: usize = 16;
+/// Private files remembered that could not be removed; the next start removes what is beyond it.
+const LEFTOVERS_MAX: usize = 65_536;
 
 /// So many bytes of a file had this hash.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -251,12 +253,37 @@ where
 
     /// Removes a private file that is not complete, and its row. In a transaction.
     pub(crate) fn drop_partial(&mut self, uid: Uid) -> Result<()> {
+        self.drop_private(uid);
+        self.drop_note(uid)
+    }
+
+    /// Removes a private file; one that cannot be removed is tried again with the next batch.
+    pub(crate) fn drop_private(&mut self, uid: Uid) {
         if let Err(error) = self.fs.remove_file(&self.private.staging, &private_name(uid))
             && error.kind() != io::ErrorKind::NotFound
         {
-            self.report_once(EventKind::CannotInstall, format!("cannot remove a staged file: {error}"));
+            self.leave_for_later(uid);
+            self.report_once(EventKind::CannotInstall, format!("cannot remove a private file: {error}"));
         }
-        self.drop_note(uid)
+    }
+
+    /// A private file is nobody's any more and may still be there. (What is forgotten here leaves with the next start.)
+    pub(crate) fn leave_for_later(&mut self, uid: Uid) {
+        if self.leftovers.len() < LEFTOVERS_MAX {
+            self.leftovers.insert(uid);
+        }
+        let retry = Hlc(self.now.0 + self.config.limits.retry);
+        self.work_at = Some(self.work_at.map_or(retry, |at| at.min(retry)));
+    }
+
+    /// Removes private files that are nobody's. Before a batch: then there are none but those that are fetched or staged.
+    pub(crate) fn remove_leftovers(&mut self) {
+        for uid in std::mem::take(&mut self.leftovers) {
+            let staged = matches!(self.ready.get(uid), Some(Ready::Staged { .. }));
+            if !staged && !self.fetching.wants_any(uid) && !self.fetching.kept.contains_key(&uid) {
+                self.drop_private(uid);
+            }
+        }
     }
 
     /// Removes the row of a private file that is complete, installed or gone. In a transaction.

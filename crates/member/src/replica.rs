@@ -233,6 +233,12 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) recent: BTreeMap<(Uid, Vec<u8>), Vacated>,
     /// Places from which we moved something a short while ago: the node and when.
     pub(crate) moved_away: BTreeMap<(NodeId, Vec<u8>), (NodeId, Hlc)>,
+    /// Directories that were made and not finished: where, and which.
+    pub(crate) half_made: VecDeque<(NodeId, Vec<u8>, Object)>,
+    /// UIDs whose private files are nobody's and could not be removed yet.
+    pub(crate) leftovers: BTreeSet<Uid>,
+    /// Something lies in staging that the database has elsewhere.
+    pub(crate) unnoted_parked: bool,
     /// Where the walk through Todo stands, and whether it came to the end.
     pub(crate) work_from: Vec<u8>,
     pub(crate) walk_done: bool,

@@ -24,7 +24,7 @@ use anabranch_volume::layout;
 use crate::config::{Config, FreshIds, RecoveryPolicy};
 use crate::events::EventKind;
 use crate::fetch::Fetching;
-use crate::install::ReadySet;
+use crate::install::{ReadySet, parked_name};
 use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
 use crate::tables::{self, Intent, Meta, Preserved, Reason};
@@ -102,6 +102,9 @@ where
             closed: BTreeSet::new(),
             recent: BTreeMap::new(),
             moved_away: BTreeMap::new(),
+            half_made: VecDeque::new(),
+            leftovers: BTreeSet::new(),
+            unnoted_parked: false,
             work_from: Vec::new(),
             walk_done: false,
             due: BTreeSet::new(),
@@ -303,8 +306,16 @@ where
             }
             match known.into_iter().find(|n| n.kind == stat.kind) {
                 Some(node) => {
+                    let name = parked_name(&node);
+                    if name != entry.name {
+                        // It came here in place of another, whose name it has.
+                        match self.fs.rename_new(&staging, &entry.name, &staging, &name) {
+                            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
+                            renamed => renamed.map_err(failed)?,
+                        }
+                    }
                     let mut parked = node.clone();
-                    (parked.parent, parked.name) = (STAGING_NODE, entry.name);
+                    (parked.parent, parked.name) = (STAGING_NODE, name);
                     nodes::put(self.records.kv_mut(), Some(&node), &parked)?;
                     if let Some(uid) = node.uid {
                         self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;

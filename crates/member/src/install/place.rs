@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{Content, Uid};
-use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease};
 
 use super::{Batch, Install, Outcome, Ready, Removal};
 use crate::events::EventKind;
@@ -360,10 +360,8 @@ where
                 (&install.facet.value, self.ready.get(uid))
             {
                 debug_assert!(*size > u64::from(self.config.limits.piece_bytes) || hash.len() == 32);
-            } else if let Err(error) = self.fs.remove_file(&self.private.staging, &install.private)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                self.report_once(EventKind::CannotInstall, format!("cannot remove a private file: {error}"));
+            } else {
+                self.drop_private(uid);
             }
             self.wait(nodes::uid_key(uid).to_vec(), why);
             // What was to leave with it has a row of its own, which nobody else would look at.
