@@ -791,7 +791,8 @@ where
                     }
                     self.reach(batch, seen, &directory, 0)?;
                     self.look(batch, seen, here.0, here.1)?;
-                    if !batch.found.iter().any(|f| f.stat.object == node.object) {
+                    let found = batch.found.iter().any(|f| f.stat.object == node.object);
+                    if !found && !self.is_preserved_below(&directory)? {
                         // What it lies in is in flux: it is somewhere, so it is not gone.
                         batch.gone.remove(&node.id);
                         self.again_later(node.parent, &node.name);
@@ -864,6 +865,21 @@ where
             directory = above;
         }
         Ok(())
+    }
+
+    /// Does a directory lie in one that was preserved whole?
+    fn is_preserved_below(&self, directory: &Object) -> Result<bool> {
+        let preserved = [&self.private.conflict, &self.private.pre_existing]
+            .map(|dir| self.fs.stat_dir(dir).ok().map(|stat| stat.object));
+        let mut at = directory.clone();
+        for _ in 0..4096 {
+            match self.fs.locate(&at) {
+                Ok(Some((above, _))) if preserved.contains(&Some(above.clone())) => return Ok(true),
+                Ok(Some((above, _))) if above != at => at = above,
+                _ => return Ok(false),
+            }
+        }
+        Ok(false)
     }
 
     fn is_private(&self, object: &Object) -> bool {
