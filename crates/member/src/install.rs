@@ -570,18 +570,33 @@ where
             Ok(dir) => dir,
             Err(why) => return Ok(Err(why)),
         };
-        let name = parked_name(&node);
         let known = self.as_known(&dir, &node);
-        if let Err(error) = self.fs.rename_new(&dir, &node.name, &self.private.staging, &name) {
-            if self.denied(&[node.parent, node.id], &error) {
-                return Ok(Err(Waiting::Order));
+        let name = match self.take_into_staging(&dir, &node.name, &node) {
+            Ok(Some(name)) => name,
+            Ok(None) => {
+                self.local_change(node.parent, &node.name);
+                return Ok(Err(Waiting::LocalChange));
             }
-            return Ok(Err(self.failed(node.parent, &node.name, &error)?));
-        }
+            Err(error) if self.denied(&[node.parent, node.id], &error) => return Ok(Err(Waiting::Order)),
+            Err(error) => return Ok(Err(self.failed(node.parent, &node.name, &error)?)),
+        };
         batch.dirs.extend([node.parent, STAGING_NODE]);
         self.note_move(batch, &node, (STAGING_NODE, &name), known)?;
         self.put_aside(batch, node.uid)?;
         Ok(Ok(None))
+    }
+
+    /// Takes something out of the tree for a moment; its name in staging. `None`: somebody put another thing at its name
+    /// meanwhile, which went back, or is taken up before the next batch.
+    fn take_into_staging(&mut self, dir: &F::Dir, name: &[u8], node: &Node) -> io::Result<Option<Vec<u8>>> {
+        let (staging, parked) = (self.private.staging.clone(), parked_name(node));
+        self.fs.rename_new(dir, name, &staging, &parked)?;
+        let came = self.fs.stat(&staging, &parked);
+        if came.is_ok_and(|stat| stat.is_some_and(|s| s.object == node.object)) || broken(Step::LookAtWhatCameOut) {
+            return Ok(Some(parked));
+        }
+        self.unnoted_parked |= self.fs.rename_new(&staging, &parked, dir, name).is_err();
+        Ok(None)
     }
 
     /// What was put aside goes on from there in this batch. What is put aside over and over has no place: it waits.
@@ -686,9 +701,10 @@ where
         if let Some(other) = &occupant {
             let swapped = other.uid.map(|other| self.shown_place(other)).transpose()?.flatten();
             if swapped != Some((node.parent, node.name.clone())) {
-                let parked = parked_name(other);
-                match self.fs.rename_new(&from, &node.name, &self.private.staging, &parked) {
-                    Ok(()) => aside = Some(parked),
+                match self.take_into_staging(&from, &node.name, other) {
+                    Ok(Some(parked)) => aside = Some(parked),
+                    // Hints tell where the other one is.
+                    Ok(None) => self.local_change(node.parent, &node.name),
                     // It stays where the other one was, and goes on from there.
                     Err(error) => drop(self.failed(node.parent, &node.name, &error)?),
                 }
