@@ -40,8 +40,18 @@ where
             return Ok(());
         }
         self.nobody.remove(&uid);
-        let bytes = self.records.record(uid)?.and_then(|r| r.content).map(|f| f.bytes.version.replica);
-        if bytes.is_some_and(|author| author == self.records.replica() || self.was_ours(author).unwrap_or(false)) {
+        let Some(record) = self.records.record(uid)? else { return Ok(()) };
+        let Some(author) = record.content.as_ref().map(|facet| facet.bytes.version.replica) else { return Ok(()) };
+        // After two returns in a row nothing here tells of the replica id in between; records do that carry our name.
+        let placed = &record.placement;
+        let named = placed.written.time.change.replica == author && *placed.value.author == *self.config.member;
+        let ours = author == self.records.replica() || self.was_ours(author)?;
+        if named && !ours {
+            self.records.begin()?;
+            self.note_former(author)?;
+            self.records.commit()?;
+        }
+        if named || ours {
             self.give_up(uid)?;
         }
         Ok(())
