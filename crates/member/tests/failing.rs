@@ -1,0 +1,68 @@
+//! Calls of the second one's disk fail for a while: what was begun then leaves nothing behind.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod couple;
+
+use anabranch_member::{Input, Limits};
+use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
+use couple::{Change, Couple, expect_equal, settle};
+
+/// Steps in which the second one tries and fails, again and again.
+const STEPS: usize = 200;
+
+fn act(couple: &mut Couple, change: Change<'_>) {
+    change(&couple.members[0].fs);
+    for _ in 0..STEPS {
+        for at in 0..2 {
+            let hints = couple.members[at].fs.take_hints();
+            if !hints.is_empty() {
+                couple.queue.push_back((at, Input::Hints(hints)));
+            }
+        }
+        couple.step();
+    }
+}
+
+/// The first one's user makes something; the second cannot finish it, nor remove what it began; the user takes it away
+/// again; the disk recovers.
+fn made_and_taken_away(failing: &[Call], make: Change<'_>, take: Change<'_>) -> Couple {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
+        fs.mkdir(b"desk").unwrap();
+        fs.write(b"notes", b"there from the beginning").unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    couple.members[1].fs.faults(|f| failing.iter().for_each(|call| f.set(*call, Fault::Io, 1_000_000)));
+    act(&mut couple, make);
+    for call in failing {
+        let happened = couple.members[1].fs.faults(|f| f.happened(*call, Fault::Io));
+        assert!(happened > 0, "{call:?} did not fail");
+    }
+    act(&mut couple, take);
+    couple.members[1].fs.faults(Faults::clear);
+    settle(&mut couple);
+    couple
+}
+
+#[test]
+fn a_directory_that_could_not_be_finished_leaves_again() {
+    let failing = [Call::WriteAttributes, Call::RemoveDir];
+    let couple = made_and_taken_away(&failing, &|fs| fs.mkdir(b"desk/made").unwrap(), &|fs| {
+        fs.remove(b"desk/made").unwrap();
+    });
+    expect_equal(&couple, "a directory");
+}
+
+#[test]
+fn a_private_file_that_could_not_be_finished_leaves_again() {
+    let failing = [Call::SetMtime, Call::RemoveFile];
+    let write: Change<'_> = &|fs| fs.write(b"desk/letter", b"Dear all").unwrap();
+    let mut couple = made_and_taken_away(&failing, write, &|fs| fs.remove(b"desk/letter").unwrap());
+    expect_equal(&couple, "a file");
+    // Nobody waits for that; it is done when something is due the next time.
+    assert!((0..STEPS).any(|_| !couple.step()), "it does not come to rest");
+    let private = couple.members[1].fs.private_tree();
+    let staged: Vec<_> = private.keys().filter(|path| path.starts_with(b"staging/")).collect();
+    assert!(staged.is_empty(), "{} left in staging", staged.len());
+}
