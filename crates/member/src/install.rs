@@ -238,11 +238,11 @@ where
         if self.phase == Phase::Joining || !self.root_is_there()? {
             return Ok(());
         }
-        self.lift()?;
-        self.remove_leftovers();
         if std::mem::take(&mut self.unnoted_parked) {
             self.take_up_parked()?;
         }
+        self.remove_leftovers();
+        self.lift()?;
         let done = self.remove_half_made().and_then(|()| self.work_on_batch());
         let lowered = self.lower(done.is_ok());
         done.and(lowered)
@@ -595,7 +595,10 @@ where
         if came.is_ok_and(|stat| stat.is_some_and(|s| s.object == node.object)) || broken(Step::LookAtWhatCameOut) {
             return Ok(Some(parked));
         }
-        self.unnoted_parked |= self.fs.rename_new(&staging, &parked, dir, name).is_err();
+        if self.fs.rename_new(&staging, &parked, dir, name).is_err() {
+            self.unnoted_parked = true;
+            self.work_at = Some(self.now);
+        }
         Ok(None)
     }
 

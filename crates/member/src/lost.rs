@@ -11,7 +11,7 @@ use anabranch_volume::fs::Fs;
 
 use crate::events::EventKind;
 use crate::nodes::{self, Node, OnDisk};
-use crate::replica::{Phase, Replica, Result};
+use crate::replica::{Link, Phase, Replica, Result};
 use crate::tables::Meta;
 
 /// Contents watched at once; what is beyond waits for its turn.
@@ -42,9 +42,12 @@ where
         self.nobody.remove(&uid);
         let Some(record) = self.records.record(uid)? else { return Ok(()) };
         let Some(author) = record.content.as_ref().map(|facet| facet.bytes.version.replica) else { return Ok(()) };
-        // After two returns in a row nothing here tells of the replica id in between; records do that carry our name.
+        // After two returns in a row nothing here tells of the replica id in between; records do that carry our name. Who
+        // began anew on an empty disk finds the same, and then a member that is away may have the bytes.
         let placed = &record.placement;
-        let named = placed.written.time.change.replica == author && *placed.value.author == *self.config.member;
+        let named = placed.written.time.change.replica == author
+            && *placed.value.author == *self.config.member
+            && self.all_are_here();
         let ours = author == self.records.replica() || self.was_ours(author)?;
         if named && !ours {
             self.records.begin()?;
@@ -55,6 +58,15 @@ where
             self.give_up(uid)?;
         }
         Ok(())
+    }
+
+    /// Are we connected with every other member of the folder, and in step with it?
+    fn all_are_here(&self) -> bool {
+        let here = |name: &String| {
+            let is = |l: &Link| l.passed && l.peer.as_ref().is_some_and(|(peer, _)| peer == name);
+            self.links.values().any(is)
+        };
+        self.config.members.iter().filter(|name| **name != self.config.member).all(here)
     }
 
     fn give_up(&mut self, uid: Uid) -> Result<()> {

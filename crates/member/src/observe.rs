@@ -792,7 +792,8 @@ where
                     self.reach(batch, seen, &directory, 0)?;
                     self.look(batch, seen, here.0, here.1)?;
                     let found = batch.found.iter().any(|f| f.stat.object == node.object);
-                    if !found && !self.is_preserved_below(&directory)? {
+                    let shown = node.uid.map(|uid| self.records.shown(uid)).transpose()?.flatten().is_some();
+                    if !found && (shown || !self.is_preserved_below(&directory)) {
                         // What it lies in is in flux: it is somewhere, so it is not gone.
                         batch.gone.remove(&node.id);
                         self.again_later(node.parent, &node.name);
@@ -868,18 +869,18 @@ where
     }
 
     /// Does a directory lie in one that was preserved whole?
-    fn is_preserved_below(&self, directory: &Object) -> Result<bool> {
+    fn is_preserved_below(&self, directory: &Object) -> bool {
         let preserved = [&self.private.conflict, &self.private.pre_existing]
             .map(|dir| self.fs.stat_dir(dir).ok().map(|stat| stat.object));
         let mut at = directory.clone();
-        for _ in 0..4096 {
-            match self.fs.locate(&at) {
-                Ok(Some((above, _))) if preserved.contains(&Some(above.clone())) => return Ok(true),
-                Ok(Some((above, _))) if above != at => at = above,
-                _ => return Ok(false),
+        for _ in 0..DEEPEST {
+            let Ok(Some((above, _))) = self.fs.locate(&at) else { return false };
+            if preserved.iter().flatten().any(|dir| *dir == above) {
+                return true;
             }
+            at = above;
         }
-        Ok(false)
+        false
     }
 
     fn is_private(&self, object: &Object) -> bool {

@@ -280,7 +280,10 @@ where
     pub(crate) fn remove_leftovers(&mut self) {
         for uid in std::mem::take(&mut self.leftovers) {
             let staged = matches!(self.ready.get(uid), Some(Ready::Staged { .. }));
-            if !staged && !self.fetching.wants_any(uid) && !self.fetching.kept.contains_key(&uid) {
+            if staged || self.fetching.wants_any(uid) || self.fetching.kept.contains_key(&uid) {
+                // Its name is in use again. Whether that takes the file along is seen when it is not any more.
+                self.leftovers.insert(uid);
+            } else {
                 self.drop_private(uid);
             }
         }

@@ -16,6 +16,32 @@ struct Member {
     replica: Replica<SimFs, MemoryKv>,
 }
 
+impl Member {
+    /// The member `m{i}` with an empty database; it takes the replica ids after `ids`.
+    fn open(i: u8, fs: SimFs, mut ids: u8, limits: Limits, now: u64) -> Self {
+        let config = Config {
+            folder: FolderId([7; 16]),
+            folder_name: "web/site".into(),
+            member: format!("m{i}"),
+            members: (0..3).map(|i| format!("m{i}")).collect(),
+            primary: i == 0,
+            keep_beside: false,
+            names: Names::default(),
+            recovery: RecoveryPolicy::Auto,
+            boot: b"boot".to_vec(),
+            place: vec![i],
+            token: None,
+            limits,
+        };
+        let fresh = Box::new(move || {
+            ids += 1;
+            ReplicaId([i * 16 + ids; 16])
+        });
+        let replica = Replica::open(fs.clone(), MemoryKv::default(), config, fresh, Hlc(now), false).unwrap();
+        Self { fs, replica }
+    }
+}
+
 struct World {
     now: u64,
     clock: SimClock,
@@ -34,32 +60,11 @@ impl World {
 
     fn with_limits(pairs: &[(usize, usize)], limits: Limits, prepare: impl Fn(usize, &SimFs)) -> Self {
         let clock = SimClock::at(START as i64 * 1000);
-        let names: Vec<String> = (0..3).map(|i| format!("m{i}")).collect();
         let members = (0..3u8)
             .map(|i| {
                 let fs = SimFs::new(DiskConfig::default(), clock.clone(), u64::from(i) + 1);
                 prepare(usize::from(i), &fs);
-                let config = Config {
-                    folder: FolderId([7; 16]),
-                    folder_name: "web/site".into(),
-                    member: names[usize::from(i)].clone(),
-                    members: names.clone(),
-                    primary: i == 0,
-                    keep_beside: false,
-                    names: Names::default(),
-                    recovery: RecoveryPolicy::Auto,
-                    boot: b"boot".to_vec(),
-                    place: vec![i],
-                    token: None,
-                    limits,
-                };
-                let mut next = 0;
-                let fresh = Box::new(move || {
-                    next += 1;
-                    ReplicaId([i * 16 + next; 16])
-                });
-                let replica = Replica::open(fs.clone(), MemoryKv::default(), config, fresh, Hlc(START), false).unwrap();
-                Member { fs, replica }
+                Member::open(i, fs, 0, limits, START)
             })
             .collect();
         let links = pairs.iter().enumerate().map(|(at, &(d, u))| (at as u64, d, u)).collect();
@@ -85,6 +90,18 @@ impl World {
                     }
                     Output::Close(link, reason) => panic!("link {} closed: {reason}", link.0),
                     Output::Report(event) => self.events.push(format!("m{to}: {event}")),
+                }
+            }
+        }
+    }
+
+    /// All links of a member come up, or go down.
+    fn link(&mut self, member: usize, up: bool) {
+        for (link, down, upstream) in self.links.clone() {
+            for (at, role) in [(upstream, Partner::Downstream), (down, Partner::Upstream)] {
+                if down == member || upstream == member {
+                    let id = LinkId(link);
+                    self.give(at, if up { Input::LinkUp(id, role) } else { Input::LinkDown(id) });
                 }
             }
         }
@@ -400,4 +417,30 @@ fn what_is_preserved_is_not_sent_again() {
     w.equal();
     assert!(w.members[2].fs.exists(b"again"));
     assert_eq!(w.members[2].replica.counters().content_received, received);
+}
+
+/// The only one that has a content is away, and its author began anew: nobody may give it up.
+#[test]
+fn who_began_anew_gives_up_nothing_while_a_member_is_away() {
+    let mut w = World::new(MESH, |_, _| {});
+    w.equal();
+    w.members[0].fs.faults(|f| f.set(Call::CreateFile, Fault::Io, 1_000_000));
+    w.members[1].fs.write(b"thesis", b"the only copy of somebody's work").unwrap();
+    w.run(5);
+    assert_eq!(w.members[2].fs.read(b"thesis").unwrap().bytes(), b"the only copy of somebody's work");
+    w.link(2, false);
+    w.link(1, false);
+    let fs = SimFs::new(DiskConfig::default(), w.clock.clone(), 9);
+    w.members[1] = Member::open(1, fs, 8, Limits::default(), w.now);
+    let away: Vec<_> = w.links.iter().copied().filter(|&(_, down, up)| down == 2 || up == 2).collect();
+    w.links.retain(|link| !away.contains(link));
+    w.link(1, true);
+    w.run(30 * 60);
+    w.links.extend(away);
+    w.members[0].fs.faults(Faults::clear);
+    w.link(2, true);
+    w.run(10);
+    w.equal();
+    assert_eq!(w.members[0].fs.read(b"thesis").unwrap().bytes(), b"the only copy of somebody's work");
+    assert_eq!(w.unseen(), 0, "{:#?}", w.events);
 }
