@@ -1,0 +1,405 @@
+//! Reads what must be read of what was found, leaves for later what would be no complete set, and makes the rest durable:
+//! nothing is published that a power cut could take back (design, section 5).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use anabranch_engine::kv::Kv;
+use anabranch_model::{Content, Hlc, Names, fold};
+use anabranch_volume::fs::{Fs, Kind, Stat};
+use anabranch_volume::hash::{Hashing, hash_file};
+
+use super::{Batch, Found, Parent};
+use super::{Read, Task};
+use crate::events::EventKind;
+use crate::nodes::{self, Node, NodeId, OnDisk};
+use crate::replica::{Replica, Result};
+use crate::steps::{Step, broken};
+
+impl<F: Fs + Sync, K: Kv> Replica<F, K>
+where
+    F::Dir: Send + Sync,
+    F::File: Send,
+{
+    /// Hashes what must be hashed, reads attributes, and makes all of it durable: nothing is published that a power cut
+    /// could take back.
+    pub(super) fn read_batch(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        let mut tasks = Vec::new();
+        let mut whose = Vec::new();
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
+            let (parent, name, kind) = (found.parent, found.name.bytes().to_vec(), found.stat.kind);
+            // A move alone changes neither size nor mtime; the bytes are then known.
+            let stamp = found.stat.stamp;
+            let closed = match found.parent {
+                Parent::Node(id) => self.closed.contains(&(id, name.clone())),
+                Parent::Found(_) => false,
+            };
+            let doubted = self.suspect && written_since(&found.stat, self.checkpoint);
+            let same_bytes = |n: &&OnDisk, node: &Node| {
+                let closed = closed || self.closed.contains(&(node.parent, node.name.clone()));
+                !n.provisional
+                    && !closed
+                    && !doubted
+                    && (node.stamp.size, node.stamp.mtime) == (stamp.size, stamp.mtime)
+                    && kind == Kind::File
+            };
+            let known = found
+                .moved
+                .as_ref()
+                .and_then(|node| node.content.as_ref().filter(|c| same_bytes(c, node)))
+                .map(|c| (c.value.clone(), false));
+            let content = kind != Kind::Directory && known.is_none();
+            let Some(dir) = self.found_dir(batch, parent)? else {
+                self.drop_found(batch, at)?;
+                continue;
+            };
+            if let Some(found) = batch.found.get_mut(at) {
+                found.content = known;
+            }
+            tasks.push(Task { size: stamp.size, dir, name, kind, content, attributes: true });
+            whose.push((true, at));
+        }
+        for at in 0..batch.modified.len() {
+            let Some(m) = batch.modified.get(at) else { continue };
+            let (parent, name, kind) = (m.node.parent, m.node.name.clone(), m.node.kind);
+            let Some(dir) = self.dir(parent)? else { continue };
+            let (size, content) = (m.stat.stamp.size, kind != Kind::Directory);
+            tasks.push(Task { size, dir, name, kind, content, attributes: true });
+            whose.push((false, at));
+        }
+        let results = read_all(&self.fs, &tasks);
+        for ((is_found, at), read) in whose.into_iter().zip(results) {
+            let gone = read.stat.is_none() && read.error.is_none();
+            if let Some(error) = &read.error {
+                let (parent, name) = match (is_found, batch.found.get(at), batch.modified.get(at)) {
+                    (true, Some(f), _) => (f.parent, f.name.bytes().to_vec()),
+                    (false, _, Some(m)) => (Parent::Node(m.node.parent), m.node.name.clone()),
+                    _ => continue,
+                };
+                if let Parent::Node(id) = parent {
+                    self.cannot_read(id, &name, error)?;
+                }
+            }
+            // Who it is was decided by what was looked at, and bytes that are known are known by its stamp: something else
+            // may have taken its name since.
+            let other =
+                is_found
+                    && batch.found.get(at).zip(read.stat.as_ref()).is_some_and(|(f, s)| {
+                        s.object != f.stat.object || f.content.is_some() && s.stamp != f.stat.stamp
+                    });
+            let dropped = read.in_use || gone || other || read.error.is_some();
+            if is_found {
+                if dropped {
+                    self.drop_found(batch, at)?;
+                } else if let Some(found) = batch.found.get_mut(at) {
+                    found.content = found.content.take().or(read.content);
+                    found.attributes = read.attributes.unwrap_or_default();
+                    if let Some(stat) = read.stat {
+                        found.stat = stat;
+                    }
+                }
+            } else if let Some(m) = batch.modified.get_mut(at) {
+                m.dropped = dropped;
+                m.content = read.content;
+                m.attributes = read.attributes;
+                if let Some(stat) = read.stat {
+                    m.stat = stat;
+                }
+                if dropped {
+                    let (parent, name) = (m.node.parent, m.node.name.clone());
+                    self.again_later(parent, &name);
+                }
+            }
+        }
+        self.close_set(batch)?;
+        let synced = if broken(Step::PublishedDurable) { Ok(()) } else { self.sync_batch(batch)? };
+        if let Err(error) = synced {
+            // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
+            self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
+            self.drop_batch(batch)?;
+            self.distrust_staging()?;
+        }
+        Ok(())
+    }
+
+    /// Leaves all of a batch for later, as if none of it had been seen.
+    pub(super) fn drop_batch(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        for at in 0..batch.found.len() {
+            if batch.found.get(at).is_some_and(|f| !f.dropped) {
+                self.drop_found(batch, at)?;
+            }
+        }
+        for modified in batch.modified.iter_mut().filter(|m| !m.dropped) {
+            modified.dropped = true;
+            let (parent, name) = (modified.node.parent, modified.node.name.clone());
+            self.again_later(parent, &name);
+        }
+        for node in std::mem::take(&mut batch.gone).into_values() {
+            self.again_later(node.parent, &node.name);
+        }
+        Ok(())
+    }
+
+    /// What is left for later takes along what would be no complete set without it (design, section 5): a directory stays
+    /// while something in it stays, and a name stays taken while what had it stays.
+    pub(super) fn close_set(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        loop {
+            self.drop_orphans(batch)?;
+            let claimed = batch.claimed();
+            let mut stay = Vec::new();
+            for dir in batch.gone.values().filter(|n| n.is_dir() && !claimed.contains(&n.id)) {
+                let children = nodes::children(self.records.kv(), dir.id, None, usize::MAX)?;
+                if batch.heir(dir.id).is_none() && children.iter().any(|c| !batch.gone.contains_key(&c.id)) {
+                    stay.push(dir.clone());
+                }
+            }
+            let stays = |f: &Found<F::Dir>| {
+                let continued =
+                    |o: &Node| o.is_dir() == (f.stat.kind == Kind::Directory) && (!o.is_dir() || f.moved.is_none());
+                f.occupant.as_ref().is_some_and(|o| !batch.gone.contains_key(&o.id) && !continued(o))
+            };
+            let mut drop: Vec<_> =
+                batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && stays(f)).map(|(at, _)| at).collect();
+            let waiting = self.waiting_names(batch);
+            for (at, found) in batch.found.iter().enumerate().filter(|(_, f)| !f.dropped && !stays(f)) {
+                if self.is_left_by_another_case(batch, found, &waiting)? {
+                    drop.push(at);
+                }
+            }
+            if stay.is_empty() && drop.is_empty() {
+                return Ok(());
+            }
+            for dir in stay {
+                batch.gone.remove(&dir.id);
+                self.again_later(dir.parent, &dir.name);
+            }
+            for at in drop {
+                self.drop_found(batch, at)?;
+            }
+        }
+    }
+
+    /// Where names that differ may be one name: those of the entries that are still to be looked at, in the directories of
+    /// what was found, by their keys.
+    pub(super) fn waiting_names(&self, batch: &Batch<F::Dir>) -> BTreeMap<(NodeId, Vec<u8>), Vec<Vec<u8>>> {
+        let mut waiting: BTreeMap<_, Vec<_>> = BTreeMap::new();
+        if self.config.names == Names::Bytes {
+            return waiting;
+        }
+        let parent = |f: &Found<F::Dir>| match f.parent {
+            Parent::Node(id) if !f.dropped => Some(id),
+            _ => None,
+        };
+        for id in batch.found.iter().filter_map(parent).collect::<BTreeSet<_>>() {
+            let later =
+                self.later.range((id, Vec::new())..).map(|(key, _)| key).take_while(|(parent, _)| *parent == id);
+            let next = self.changed.range((id, Vec::new())..).take_while(|(parent, _)| *parent == id);
+            for (_, name) in later.chain(next) {
+                waiting.entry((id, fold(name, self.config.names).into_owned())).or_default().push(name.clone());
+            }
+        }
+        waiting
+    }
+
+    /// Does something that is not at its name any more, and of which nothing is recorded yet, still have a name that is
+    /// one with this by the folder's rule? The name is taken then: recorded now, this would lose it to what is gone.
+    pub(super) fn is_left_by_another_case(
+        &mut self,
+        batch: &Batch<F::Dir>,
+        found: &Found<F::Dir>,
+        waiting: &BTreeMap<(NodeId, Vec<u8>), Vec<Vec<u8>>>,
+    ) -> Result<bool> {
+        let Parent::Node(id) = found.parent else { return Ok(false) };
+        if waiting.is_empty() {
+            return Ok(false);
+        }
+        let key = (id, fold(found.name.bytes(), self.config.names).into_owned());
+        let alike = waiting.get(&key).into_iter().flatten().filter(|name| *name != found.name.bytes());
+        for name in alike {
+            let Some(node) = nodes::at(self.records.kv(), id, name)? else { continue };
+            if batch.gone.contains_key(&node.id) || found.moved.as_ref().is_some_and(|m| m.id == node.id) {
+                continue;
+            }
+            let there = match self.dir(id)? {
+                Some(dir) => self.fs.stat(&dir, name).map_or(true, |s| s.is_some_and(|s| s.object == node.object)),
+                None => true,
+            };
+            if !there {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// What lies in a directory that is left for later is left for later, too.
+    pub(super) fn drop_orphans(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        for at in 0..batch.found.len() {
+            let orphan = match batch.found.get(at) {
+                Some(f) if !f.dropped => {
+                    matches!(f.parent, Parent::Found(p) if batch.found.get(p).is_none_or(|p| p.dropped))
+                }
+                _ => false,
+            };
+            if orphan {
+                self.drop_found(batch, at)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn sync_batch(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
+        let count = batch.found.iter().filter(|f| !f.dropped).count()
+            + batch.modified.iter().filter(|m| !m.dropped).count()
+            + batch.gone.len();
+        match count {
+            0 => Ok(Ok(())),
+            _ if count >= self.config.limits.sync_all_from => Ok(self.fs.sync_all()),
+            _ => self.sync_each(batch),
+        }
+    }
+
+    pub(super) fn sync_each(&mut self, batch: &Batch<F::Dir>) -> Result<io::Result<()>> {
+        if batch.modified.iter().any(|m| !m.dropped && m.stat.kind == Kind::Symlink) {
+            // No descriptor leads to a symlink by which its attributes could be made durable.
+            return Ok(self.fs.sync_all());
+        }
+        let mut files = Vec::new();
+        for found in batch.found.iter().filter(|f| !f.dropped && f.stat.kind == Kind::File) {
+            files.extend(self.found_dir(batch, found.parent)?.map(|d| (d, found.name.bytes().to_vec())));
+        }
+        for m in batch.modified.iter().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
+            files.extend(self.dir(m.node.parent)?.map(|d| (d, m.node.name.clone())));
+        }
+        for (dir, name) in files {
+            let synced = match self.fs.open_file(&dir, &name) {
+                Ok(file) => self.fs.sync_file(&file),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error),
+            };
+            if synced.is_err() {
+                return Ok(synced);
+            }
+        }
+        // Where new directories were made before the others: what was moved from those may lie in these.
+        let mut dirs: BTreeSet<NodeId> = batch.gone.values().map(|n| n.parent).collect();
+        // Their own attributes, too.
+        dirs.extend(batch.modified.iter().filter(|m| !m.dropped && m.node.is_dir()).map(|m| m.node.id));
+        let (made, other): (Vec<_>, Vec<_>) =
+            batch.found.iter().filter(|f| !f.dropped).partition(|f| f.stat.kind == Kind::Directory);
+        let mut done = BTreeSet::new();
+        for parent in made.into_iter().chain(other).map(|f| f.parent).filter(|parent| done.insert(*parent)) {
+            if let Parent::Node(id) = parent {
+                dirs.remove(&id);
+            }
+            if let Some(dir) = self.found_dir(batch, parent)?
+                && let Err(error) = self.fs.sync_dir(&dir)
+            {
+                return Ok(Err(error));
+            }
+        }
+        let mut open = Vec::new();
+        for id in dirs {
+            open.extend(self.dir(id)?);
+        }
+        let unsynced = |(at, f): &(usize, &Found<F::Dir>)| !f.dropped && !done.contains(&Parent::Found(*at));
+        open.extend(batch.found.iter().enumerate().filter(unsynced).filter_map(|(_, f)| f.dir.clone()));
+        for dir in open {
+            match self.fs.sync_dir(&dir) {
+                Ok(()) => {}
+                // One that may not be opened for reading.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Ok(self.fs.sync_all()),
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+        Ok(Ok(()))
+    }
+}
+
+/// Reads all tasks, on as many threads as the file system bears; results in the order of the tasks.
+pub(crate) fn read_all<F: Fs + Sync>(fs: &F, tasks: &[Task<F::Dir>]) -> Vec<Read>
+where
+    F::Dir: Send + Sync,
+{
+    // A thread costs about as much as it takes to hash a few small files.
+    let bytes: u64 = tasks.iter().filter(|task| task.content).map(|task| task.size).sum();
+    let worth = tasks.len() / 16 + usize::try_from(bytes >> 18).unwrap_or(usize::MAX);
+    let threads = fs.parallelism().min(tasks.len()).min(worth).max(1);
+    if threads == 1 {
+        return tasks.iter().map(|task| read_one(fs, task)).collect();
+    }
+    let next = std::sync::atomic::AtomicUsize::new(0);
+    let mut results: Vec<(usize, Read)> = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let mut mine = Vec::new();
+                    loop {
+                        let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                        let Some(task) = tasks.get(at) else { return mine };
+                        mine.push((at, read_one(fs, task)));
+                    }
+                })
+            })
+            .collect();
+        workers.into_iter().flat_map(|w| w.join().expect("a reader does not panic")).collect()
+    });
+    results.sort_by_key(|(at, _)| *at);
+    results.into_iter().map(|(_, read)| read).collect()
+}
+
+/// Was it changed after this instant, as far as its stamp says?
+pub(super) fn written_since(stat: &Stat, instant: Hlc) -> bool {
+    let seconds = i64::try_from(instant.0 / 1_000_000).unwrap_or(i64::MAX);
+    stat.stamp.ctime.seconds >= seconds
+}
+
+fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {
+    let mut read = Read { content: None, attributes: None, stat: None, in_use: false, error: None };
+    let done = (|| -> io::Result<()> {
+        if task.content && task.kind == Kind::File {
+            match hash_file(fs, &task.dir, &task.name)? {
+                Hashing::Done { content, stat, attributes, provisional } => {
+                    read.content = Some((content, provisional));
+                    read.stat = Some(stat);
+                    read.attributes = Some(*attributes);
+                }
+                Hashing::InUse => read.in_use = true,
+                Hashing::Gone => {}
+            }
+        } else {
+            read.stat = fs.stat(&task.dir, &task.name)?.filter(|s| s.kind == task.kind);
+            if task.content && read.stat.is_some() {
+                let target = fs.read_link(&task.dir, &task.name)?;
+                read.content = Some((Content::Symlink { target: target.into() }, false));
+            }
+        }
+        if task.attributes && read.stat.is_some() && read.attributes.is_none() {
+            read.attributes = Some(fs.read_attributes(&task.dir, &task.name)?);
+        }
+        Ok(())
+    })();
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => read.stat = None,
+        Err(error) => read.error = Some(error),
+        Ok(()) => {}
+    }
+    read
+}
+
+/// Does a file have a block of 4 KiB of zeros?
+pub(super) fn has_zeros<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<bool> {
+    let file = fs.open_file(dir, name)?;
+    let mut buffer = vec![0; 64 * 1024];
+    let mut offset = 0;
+    loop {
+        let count = fs.read_at(&file, &mut buffer, offset)?;
+        if count == 0 {
+            return Ok(false);
+        }
+        if buffer[..count].chunks(4096).any(|block| block.iter().all(|b| *b == 0)) {
+            return Ok(true);
+        }
+        offset += count as u64;
+    }
+}
