@@ -184,7 +184,11 @@ impl<K: Kv> Records<K> {
         };
         let mut remote = remote;
         let weak = self.weaken_ahead(&local, &mut remote);
-        let (record, mut taken) = merge_records(weak.as_ref().unwrap_or(&local), &remote, &self.arriving);
+        let now = self.merging_at.filter(|_| !self.settings.read_only);
+        let arriving = std::mem::take(&mut self.arriving);
+        let mut issue = || now.map(|now| self.issue(now));
+        let (record, mut taken) = merge_records(weak.as_ref().unwrap_or(&local), &remote, &arriving, &mut issue);
+        self.arriving = arriving;
         taken.changed = record != local;
         if taken.changed {
             let number_it = !broken(Rule::ChangeNumbersCarryMerges) || !record.versions().eq(local.versions());
@@ -319,6 +323,7 @@ impl<K: Kv> Records<K> {
         let mut counts = TakenCounts::default();
         self.arriving = upstream_known.clone();
         self.latest_allowed = Some(latest_allowed);
+        self.merging_at = Some(now);
         self.merge_aside(upstream, &mut |taken| {
             counts.count(taken);
             each(taken);
@@ -327,6 +332,7 @@ impl<K: Kv> Records<K> {
         self.known.join(upstream_known);
         self.arriving = Knowledge::default();
         self.latest_allowed = None;
+        self.merging_at = None;
         // Others may know more of this id than this database does (it returned to an old image): never issue that again. A
         // number that is far ahead of the clock is nothing that was issued here.
         let seen = self.known.sequence(self.counters.replica);

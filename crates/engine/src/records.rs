@@ -92,6 +92,8 @@ pub struct Records<K> {
     pub(crate) arriving: Knowledge,
     /// Times after this one are ahead of the clock, while a pass is taken in.
     pub(crate) latest_allowed: Option<Hlc>,
+    /// The time, while a pass is taken in.
+    pub(crate) merging_at: Option<Hlc>,
     pub(crate) view: View,
     touched: BTreeSet<Uid>,
     touched_elsewhere: Option<TakeTouched<K>>,
@@ -165,6 +167,7 @@ impl<K: Kv> Records<K> {
             known: Knowledge::default(),
             arriving: Knowledge::default(),
             latest_allowed: None,
+            merging_at: None,
             view: View::default(),
             touched: BTreeSet::new(),
             touched_elsewhere: None,
@@ -247,6 +250,7 @@ impl<K: Kv> Records<K> {
         self.deferred = false;
         self.arriving = Knowledge::default();
         self.latest_allowed = None;
+        self.merging_at = None;
         let meta = self.kv.get(Table::Meta, META_COUNTERS)?;
         self.counters = read_counters(&meta.unwrap_or_default())?.0;
         let known = self.kv.get(Table::Meta, META_KNOWN)?;

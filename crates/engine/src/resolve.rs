@@ -10,7 +10,7 @@ use anabranch_model::{Hlc, Knowledge, Record, ReplicaId, Time, Uid, Written};
 use crate::changes::{ChangeError, delete};
 use crate::kv::{Kv, KvError, Table};
 use crate::records::{Old, Policy, Records};
-use crate::rules::{Rule, broken};
+use crate::rules::{Rule, broken, resolved};
 
 /// Whose conflicts to resolve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -168,7 +168,7 @@ impl<K: Kv> Records<K> {
         let version = self.issue(now);
         let mut history: Knowledge = old.history.clone();
         history.learn(version);
-        let mut time = Time { resolutions: old.time.resolutions.saturating_add(1), ..old.time };
+        let mut time = resolved(old.time);
         if broken(Rule::ResolutionsKeepTheClock) {
             self.counters.clock = Hlc(self.counters.clock.0.saturating_add(1)).max(now);
             time = Time { clock: self.counters.clock, change: version, resolutions: 1 };

@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use anabranch_model::codec::{Reader, Writer};
 use anabranch_model::{
-    AttributesFacet, Content, ContentFacet, Knowledge, PlacementFacet, Record, Stamp, Uid, Version, Written,
+    AttributesFacet, Content, ContentFacet, Knowledge, PlacementFacet, Record, Stamp, Time, Uid, Version, Written,
 };
 
 /// The rules, each of which some history needs. Only the feature `mutants`, for tests, can break one.
@@ -172,6 +172,8 @@ trait Facet: Clone + PartialEq {
     /// A total order of everything a version names: decides only between two values of one number.
     fn order_values(&self, other: &Self) -> Ordering;
     fn join_seen(&mut self, _other: &Self) {}
+    /// Makes it rank above `other`, of the version and time that it bears now.
+    fn outrank(&mut self, _other: &Self) {}
 }
 
 impl Facet for PlacementFacet {
@@ -213,6 +215,10 @@ impl Facet for ContentFacet {
     }
     fn rank(&self) -> (Stamp, Stamp) {
         self.rank()
+    }
+    /// The bytes keep the version that names them, which removals may have seen.
+    fn outrank(&mut self, other: &Self) {
+        self.bytes.time = resolved(other.bytes.time);
     }
     fn same_value(&self, other: &Self) -> bool {
         self.value == other.value
@@ -259,6 +265,20 @@ fn compare<F: Facet>(a: &F, b: &F, equal: bool) -> Ordering {
     a.rank().cmp(&b.rank()).then_with(|| a.order_values(b))
 }
 
+/// The time of a resolution of what bears this one.
+pub(crate) fn resolved(time: Time) -> Time {
+    Time { resolutions: time.resolutions.saturating_add(1), ..time }
+}
+
+/// Did the loser's author know the very change that beats it, while the winner had not seen the loser? Then the winner's
+/// time is one of a clock in the future, whose author has stamped it anew since (design, section 4): the loser is the later one.
+fn beaten_by_what_it_had_seen<F: Facet>(winner: &F, loser: &F) -> bool {
+    let (winner, loser) = (winner.written(), loser.written());
+    loser.history.covers(winner.time.change)
+        && loser.time.change != winner.time.change
+        && !winner.history.covers(loser.version)
+}
+
 struct Merged<F> {
     facet: F,
     case: Case,
@@ -267,8 +287,14 @@ struct Merged<F> {
 }
 
 /// The facet to keep. The cases say what happened; the winner is the maximum in all of them, because a descendant's stamp
-/// is always the higher one.
-fn merge<F: Facet>(local: &F, remote: &F, seen: impl Fn(&F, &Knowledge) -> bool) -> Merged<F> {
+/// is the higher one. Where it is not, for the sake of a time in the future, what would lose is written again as a
+/// resolution of what would win, of the version that `issue` gives: it outranks both, everywhere.
+fn merge<F: Facet>(
+    local: &F,
+    remote: &F,
+    seen: impl Fn(&F, &Knowledge) -> bool,
+    issue: &mut dyn FnMut() -> Option<Version>,
+) -> Merged<F> {
     let equal = local.same_value(remote);
     let taken = compare(local, remote, equal) == Ordering::Less;
     let (l, r) = (local.written(), remote.written());
@@ -284,6 +310,18 @@ fn merge<F: Facet>(local: &F, remote: &F, seen: impl Fn(&F, &Knowledge) -> bool)
         Case::Concurrent { taken }
     };
     let (winner, other) = if taken { (remote, local) } else { (local, remote) };
+    if beaten_by_what_it_had_seen(winner, other)
+        && let Some(version) = issue()
+    {
+        let mut facet = other.clone();
+        let mut history = facet.written().history.clone();
+        history.join(&winner.written().history);
+        history.learn(version);
+        *facet.written_mut() = Written { version, time: resolved(winner.written().time), history, merged: false };
+        facet.outrank(winner);
+        facet.join_seen(winner);
+        return Merged { facet, case, lost: !taken && !equal && !seen(local, &r.history) };
+    }
     let mut facet = winner.clone();
     if equal {
         facet.written_mut().history.join(&other.written().history);
@@ -300,9 +338,15 @@ fn merge<F: Facet>(local: &F, remote: &F, seen: impl Fn(&F, &Knowledge) -> bool)
 }
 
 /// The record that a replica keeps of its own and a partner's; `upstream` is the partner's knowledge, which no rule may
-/// use (it is here for the mutant that shows why).
-pub(crate) fn merge_records(local: &Record, remote: &Record, upstream: &Knowledge) -> (Record, Taken) {
-    let placement = merge(&local.placement, &remote.placement, |l, history| history.covers(l.written.version));
+/// use (it is here for the mutant that shows why). `issue` gives the version of a resolution, or none where none may be
+/// written.
+pub(crate) fn merge_records(
+    local: &Record,
+    remote: &Record,
+    upstream: &Knowledge,
+    issue: &mut dyn FnMut() -> Option<Version>,
+) -> (Record, Taken) {
+    let placement = merge(&local.placement, &remote.placement, |l, history| history.covers(l.written.version), issue);
     let mut taken = Taken {
         uid: local.uid,
         placement: placement.case,
@@ -314,10 +358,11 @@ pub(crate) fn merge_records(local: &Record, remote: &Record, upstream: &Knowledg
     };
     let content = match (&local.content, &remote.content) {
         (Some(l), Some(r)) => {
-            let merged = merge(l, r, |l, history| {
-                // A number used twice names two contents: having seen one is not having seen the other.
+            // A number used twice names two contents: having seen one is not having seen the other.
+            let seen = |l: &ContentFacet, history: &Knowledge| {
                 history.covers(l.bytes.version) && l.bytes.version != r.bytes.version
-            });
+            };
+            let merged = merge(l, r, seen, issue);
             let elsewhere = broken(Rule::PreserveWhatLostElsewhere) && upstream.covers(l.written.version);
             taken.content = Some(merged.case);
             taken.lost_content = Some(l).filter(|_| merged.lost && !elsewhere).cloned();
@@ -331,7 +376,7 @@ pub(crate) fn merge_records(local: &Record, remote: &Record, upstream: &Knowledg
     };
     let attributes = match (&local.attributes, &remote.attributes) {
         (Some(l), Some(r)) => {
-            let merged = merge(l, r, |l, history| history.covers(l.written.version));
+            let merged = merge(l, r, |l, history| history.covers(l.written.version), issue);
             taken.attributes = Some(merged.case);
             taken.lost_attributes = Some(l).filter(|_| merged.lost).cloned();
             Some(merged.facet)

@@ -191,6 +191,38 @@ fn what_was_taken_in_of_the_future_wins_nothing() {
 }
 
 #[test]
+fn a_change_that_has_seen_what_beats_it_stands_on_every_member() {
+    let now = Hlc(10 * LIMIT);
+    let (mut a, mut b, mut c) = (replica(A), replica(B), replica(ReplicaId([7; 16])));
+    let ahead = Hlc(now.0 + LIMIT + 60_000_000);
+    let uid = step(&mut a, |a| a.add(ahead, file(Uid::ROOT, "f", 1)).unwrap());
+    // B's clock is a minute ahead too, so it takes that in and goes on holding it: to B its time is tolerable.
+    let there = Hlc(now.0 + 90_000_000);
+    assert!(matches!(pull(&mut b, &a, there), PassEnd::Complete(_)));
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[]).unwrap()), 1);
+    pull(&mut c, &a, now);
+    pull(&mut b, &a, there);
+    // While B's resolution is on its way, A changes the file and C its name.
+    step(&mut a, |a| a.write(Hlc(now.0 + 1), uid, content(2), MTIME, None).unwrap());
+    step(&mut c, |c| c.place(Hlc(now.0 + 1), uid, Uid::ROOT, name("g")).unwrap());
+    let late = Hlc(now.0 + 120_000_000);
+    for _ in 0..3 {
+        pull(&mut b, &a, late);
+        pull(&mut c, &b, late);
+        pull(&mut a, &c, late);
+    }
+    let record = a.record(uid).unwrap().unwrap();
+    assert_eq!(record.content.as_ref().unwrap().value, content(2));
+    assert_eq!(record.placement.value.name, name("g"));
+    assert_eq!(b.record(uid).unwrap().unwrap(), record);
+    assert_eq!(c.record(uid).unwrap().unwrap(), record);
+    // A removal that has seen the bytes removes them.
+    step(&mut a, |a| a.remove(late, uid).unwrap());
+    pull(&mut b, &a, late);
+    assert!(!b.live(uid).unwrap());
+}
+
+#[test]
 fn what_a_former_replica_id_stamped_in_the_future_is_stamped_anew_too() {
     let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
     let (mut a, mut b) = (replica(A), replica(B));

@@ -56,7 +56,7 @@ impl Edit {
 }
 
 fn merge_contents(local: &Edit, remote: &Edit) -> (ContentFacet, Case, bool) {
-    let merged = merge(&local.0, &remote.0, |l, history| history.covers(l.bytes.version));
+    let merged = merge(&local.0, &remote.0, |l, history| history.covers(l.bytes.version), &mut || None);
     (merged.facet, merged.case, merged.lost)
 }
 
@@ -183,17 +183,18 @@ fn what_deletes_had_seen_is_joined_whoever_wins() {
     let deletes = [placement(A, 1, "x", true, &[v1]), placement(B, 2, "y", true, &[v2])];
     let moved = placement(B, 3, "z", false, &[]);
     for (l, r) in [(&deletes[0], &deletes[1]), (&deletes[1], &deletes[0])] {
-        let merged = merge(l, r, |_, _| true).facet;
+        let merged = merge(l, r, |_, _| true, &mut || None).facet;
         assert_eq!(merged.value.name.bytes(), b"y");
         assert!(merged.seen.covers(v1) && merged.seen.covers(v2) && merged.written.merged);
     }
-    let merged = merge(&moved, &deletes[0], |_, _| true).facet;
+    let merged = merge(&moved, &deletes[0], |_, _| true, &mut || None).facet;
     assert!(!merged.value.deleted && merged.seen.covers(v1));
 }
 
 #[test]
 fn who_placed_it_is_no_part_of_the_place() {
-    let merged = merge(&placement(A, 1, "x", false, &[]), &placement(B, 2, "x", false, &[]), |_, _| false);
+    let merged =
+        merge(&placement(A, 1, "x", false, &[]), &placement(B, 2, "x", false, &[]), |_, _| false, &mut || None);
     assert_eq!((merged.case, merged.lost), (Case::Equal, false));
 }
 
@@ -239,9 +240,9 @@ fn a_number_used_twice_for_a_directory_and_a_file_stays_one_kind() {
     let mut directory = Record { content: None, ..file.clone() };
     directory.placement.value.directory = true;
     let known = Knowledge::default();
-    let (one, taken) = merge_records(&file, &directory, &known);
+    let (one, taken) = merge_records(&file, &directory, &known, &mut || None);
     assert!(taken.changed && one.content.is_none() && one.placement.value.directory);
-    assert_eq!(merge_records(&directory, &file, &known).0, one);
+    assert_eq!(merge_records(&directory, &file, &known, &mut || None).0, one);
 }
 
 #[test]
@@ -294,7 +295,7 @@ fn attributes_that_lost_unseen_are_told() {
         unknown: [].into(),
     };
     let (local, remote) = (record(facet(A, 3, 0o600)), record(facet(B, 4, 0o644)));
-    let (kept, taken) = merge_records(&local, &remote, &Knowledge::default());
+    let (kept, taken) = merge_records(&local, &remote, &Knowledge::default(), &mut || None);
     assert_eq!(taken.lost_attributes, local.attributes);
     assert_eq!((kept.attributes, taken.content), (remote.attributes, Some(Case::Old)));
 }
@@ -306,8 +307,12 @@ fn what_a_delete_takes_out_is_preserved_unless_its_deleter_had_seen_it() {
     let mut resolution = plain.clone();
     resolution.written.time.resolutions = 1;
     // What had seen the bytes may be a resolution that lost against this delete.
-    let joined =
-        merge(&placement(B, 2, "x", true, &[version(B, 1)]), &placement(A, 1, "y", true, &[held]), |_, _| true);
+    let joined = merge(
+        &placement(B, 2, "x", true, &[version(B, 1)]),
+        &placement(A, 1, "y", true, &[held]),
+        |_, _| true,
+        &mut || None,
+    );
     let cases = [
         ("seen", &plain, false),
         ("unseen", &placement(B, 2, "x", true, &[]), true),
