@@ -173,6 +173,7 @@ impl<K: Kv> Records<K> {
                 content: remote.content.as_ref().map(|_| Case::New),
                 attributes: remote.attributes.as_ref().map(|_| Case::New),
                 changed: true,
+                again: false,
                 lost_content: None,
                 lost_attributes: None,
             };
@@ -190,8 +191,9 @@ impl<K: Kv> Records<K> {
         let (record, mut taken) = merge_records(weak.as_ref().unwrap_or(&local), &remote, &arriving, &mut issue);
         self.arriving = arriving;
         taken.changed = record != local;
-        if taken.changed {
-            let number_it = !broken(Rule::ChangeNumbersCarryMerges) || !record.versions().eq(local.versions());
+        if taken.changed || taken.again {
+            let number_it =
+                taken.again || !broken(Rule::ChangeNumbersCarryMerges) || !record.versions().eq(local.versions());
             self.replace(uid, Some(Old::of(number, &local)), Some(&record), number_it)?;
         }
         Ok(taken)

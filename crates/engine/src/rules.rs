@@ -130,6 +130,9 @@ pub struct Taken {
     pub attributes: Option<Case>,
     /// The record here differs from before.
     pub changed: bool,
+    /// The partner knows what is kept here and has what loses to it: it held this for beaten by a time in the future, which
+    /// was stamped anew since, and is told again.
+    pub again: bool,
     /// The content here before, where it lost to one whose author had not seen its bytes: whoever holds it preserves it.
     pub lost_content: Option<ContentFacet>,
     /// The attributes here before, where they lost to ones whose author had not seen them: kept in the manifest.
@@ -284,6 +287,8 @@ struct Merged<F> {
     case: Case,
     /// The one here lost, and the winner's author had not seen it.
     lost: bool,
+    /// The partner knows the one here, which wins over its own.
+    again: bool,
 }
 
 /// The facet to keep. The cases say what happened; the winner is the maximum in all of them, because a descendant's stamp
@@ -292,6 +297,7 @@ struct Merged<F> {
 fn merge<F: Facet>(
     local: &F,
     remote: &F,
+    upstream: &Knowledge,
     seen: impl Fn(&F, &Knowledge) -> bool,
     issue: &mut dyn FnMut() -> Option<Version>,
 ) -> Merged<F> {
@@ -320,7 +326,7 @@ fn merge<F: Facet>(
         *facet.written_mut() = Written { version, time: resolved(winner.written().time), history, merged: false };
         facet.outrank(winner);
         facet.join_seen(winner);
-        return Merged { facet, case, lost: !taken && !equal && !seen(local, &r.history) };
+        return Merged { facet, case, lost: !taken && !equal && !seen(local, &r.history), again: false };
     }
     let mut facet = winner.clone();
     if equal {
@@ -329,16 +335,20 @@ fn merge<F: Facet>(
     if !broken(Rule::DeletesPoolWhatTheySaw) {
         facet.join_seen(other);
     }
+    let again = case == Case::Concurrent { taken: false } && upstream.covers(l.version);
+    if again {
+        facet.written_mut().merged = true;
+    }
     // Apart from its maps the facet is the winner's, so any difference is a joined map.
     if facet != *winner {
         facet.written_mut().merged = true;
     }
     let lost = taken && !equal && (matches!(case, Case::Twice { .. }) || !seen(local, &r.history));
-    Merged { facet, case, lost }
+    Merged { facet, case, lost, again }
 }
 
 /// The record that a replica keeps of its own and a partner's; `upstream` is the partner's knowledge, which no rule may
-/// use (it is here for the mutant that shows why). `issue` gives the version of a resolution, or none where none may be
+/// use to find a winner (it is here to tell it again what it lost, and for the mutant that shows why). `issue` gives the version of a resolution, or none where none may be
 /// written.
 pub(crate) fn merge_records(
     local: &Record,
@@ -346,13 +356,15 @@ pub(crate) fn merge_records(
     upstream: &Knowledge,
     issue: &mut dyn FnMut() -> Option<Version>,
 ) -> (Record, Taken) {
-    let placement = merge(&local.placement, &remote.placement, |l, history| history.covers(l.written.version), issue);
+    let placement =
+        merge(&local.placement, &remote.placement, upstream, |l, history| history.covers(l.written.version), issue);
     let mut taken = Taken {
         uid: local.uid,
         placement: placement.case,
         content: None,
         attributes: None,
         changed: false,
+        again: placement.again,
         lost_content: None,
         lost_attributes: None,
     };
@@ -362,7 +374,8 @@ pub(crate) fn merge_records(
             let seen = |l: &ContentFacet, history: &Knowledge| {
                 history.covers(l.bytes.version) && l.bytes.version != r.bytes.version
             };
-            let merged = merge(l, r, seen, issue);
+            let merged = merge(l, r, upstream, seen, issue);
+            taken.again |= merged.again;
             let elsewhere = broken(Rule::PreserveWhatLostElsewhere) && upstream.covers(l.written.version);
             taken.content = Some(merged.case);
             taken.lost_content = Some(l).filter(|_| merged.lost && !elsewhere).cloned();
@@ -376,7 +389,8 @@ pub(crate) fn merge_records(
     };
     let attributes = match (&local.attributes, &remote.attributes) {
         (Some(l), Some(r)) => {
-            let merged = merge(l, r, |l, history| history.covers(l.written.version), issue);
+            let merged = merge(l, r, upstream, |l, history| history.covers(l.written.version), issue);
+            taken.again |= merged.again;
             taken.attributes = Some(merged.case);
             taken.lost_attributes = Some(l).filter(|_| merged.lost).cloned();
             Some(merged.facet)

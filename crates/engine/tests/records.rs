@@ -223,6 +223,31 @@ fn a_change_that_has_seen_what_beats_it_stands_on_every_member() {
 }
 
 #[test]
+fn what_was_beaten_by_a_time_of_the_future_comes_back_once_that_was_stamped_anew() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let uid = step(&mut a, |a| a.add(now, file(Uid::ROOT, "f", 1)).unwrap());
+    pull(&mut b, &a, now);
+    // A changes it with a clock that is hours ahead, and takes B's later change in, which loses to that.
+    let leapt = Hlc(now.0 + 19 * hour);
+    step(&mut a, |a| a.place(leapt, uid, Uid::ROOT, name("ahead")).unwrap());
+    let change = Hlc(now.0 + 400_000_000);
+    step(&mut b, |b| b.place(change, uid, Uid::ROOT, name("later")).unwrap());
+    pull(&mut a, &b, leapt);
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[]).unwrap()), 1);
+    for _ in 0..2 {
+        pull(&mut b, &a, change);
+        pull(&mut a, &b, change);
+    }
+    let record = a.record(uid).unwrap().unwrap();
+    assert_eq!(record.placement.value.name, name("later"));
+    assert_eq!(b.record(uid).unwrap().unwrap(), record);
+    let number = b.change_number();
+    pull(&mut b, &a, change);
+    assert_eq!(b.change_number(), number, "it is told once");
+}
+
+#[test]
 fn what_a_former_replica_id_stamped_in_the_future_is_stamped_anew_too() {
     let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
     let (mut a, mut b) = (replica(A), replica(B));

@@ -56,7 +56,8 @@ impl Edit {
 }
 
 fn merge_contents(local: &Edit, remote: &Edit) -> (ContentFacet, Case, bool) {
-    let merged = merge(&local.0, &remote.0, |l, history| history.covers(l.bytes.version), &mut || None);
+    let merged =
+        merge(&local.0, &remote.0, &Knowledge::default(), |l, history| history.covers(l.bytes.version), &mut || None);
     (merged.facet, merged.case, merged.lost)
 }
 
@@ -183,18 +184,23 @@ fn what_deletes_had_seen_is_joined_whoever_wins() {
     let deletes = [placement(A, 1, "x", true, &[v1]), placement(B, 2, "y", true, &[v2])];
     let moved = placement(B, 3, "z", false, &[]);
     for (l, r) in [(&deletes[0], &deletes[1]), (&deletes[1], &deletes[0])] {
-        let merged = merge(l, r, |_, _| true, &mut || None).facet;
+        let merged = merge(l, r, &Knowledge::default(), |_, _| true, &mut || None).facet;
         assert_eq!(merged.value.name.bytes(), b"y");
         assert!(merged.seen.covers(v1) && merged.seen.covers(v2) && merged.written.merged);
     }
-    let merged = merge(&moved, &deletes[0], |_, _| true, &mut || None).facet;
+    let merged = merge(&moved, &deletes[0], &Knowledge::default(), |_, _| true, &mut || None).facet;
     assert!(!merged.value.deleted && merged.seen.covers(v1));
 }
 
 #[test]
 fn who_placed_it_is_no_part_of_the_place() {
-    let merged =
-        merge(&placement(A, 1, "x", false, &[]), &placement(B, 2, "x", false, &[]), |_, _| false, &mut || None);
+    let merged = merge(
+        &placement(A, 1, "x", false, &[]),
+        &placement(B, 2, "x", false, &[]),
+        &Knowledge::default(),
+        |_, _| false,
+        &mut || None,
+    );
     assert_eq!((merged.case, merged.lost), (Case::Equal, false));
 }
 
@@ -310,6 +316,7 @@ fn what_a_delete_takes_out_is_preserved_unless_its_deleter_had_seen_it() {
     let joined = merge(
         &placement(B, 2, "x", true, &[version(B, 1)]),
         &placement(A, 1, "y", true, &[held]),
+        &Knowledge::default(),
         |_, _| true,
         &mut || None,
     );
