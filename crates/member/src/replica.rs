@@ -840,9 +840,10 @@ where
         Ok(())
     }
 
-    /// Begins a comparison of the whole tree with the database.
+    /// Begins a comparison of the whole tree with the database, and of the directories that are parked in staging: what
+    /// lies in them may have changed before they were.
     pub fn scan_everything(&mut self) {
-        self.scan = vec![ROOT_NODE];
+        self.scan = vec![ROOT_NODE, nodes::STAGING_NODE];
         self.scanning = true;
         self.observe_at = Some(self.now);
     }
