@@ -175,8 +175,15 @@ trait Facet: Clone + PartialEq {
     /// A total order of everything a version names: decides only between two values of one number.
     fn order_values(&self, other: &Self) -> Ordering;
     fn join_seen(&mut self, _other: &Self) {}
-    /// Makes it rank above `other`, of the version and time that it bears now.
-    fn outrank(&mut self, _other: &Self) {}
+    /// Did the author of this one, which loses, know the very change that beats it, while the winner had not seen this one?
+    /// Then the winner's time is one of a clock in the future, whose author has stamped it anew since (design, section 4):
+    /// this one is the later.
+    fn had_seen_what_beats_it(&self, winner: &Self) -> bool {
+        has_seen(self.written(), self.written().stamp(), winner.written(), winner.written().stamp())
+    }
+    /// Makes it rank above `winner`, of the version and time that it bears now. `seen`: it had seen
+    /// the user's last change of that one.
+    fn outrank(&mut self, _winner: &Self, _seen: bool) {}
 }
 
 impl Facet for PlacementFacet {
@@ -219,9 +226,19 @@ impl Facet for ContentFacet {
     fn rank(&self) -> (Stamp, Stamp) {
         self.rank()
     }
-    /// The bytes keep the version that names them, which removals may have seen.
-    fn outrank(&mut self, other: &Self) {
-        self.bytes.time = resolved(other.bytes.time);
+    /// The last change of bytes decides where there is a difference, so a touch beats nothing that had seen those bytes.
+    fn had_seen_what_beats_it(&self, winner: &Self) -> bool {
+        match self.bytes.time == winner.bytes.time {
+            true => has_seen(&self.written, self.written.stamp(), &winner.written, winner.written.stamp()),
+            false => has_seen(&self.written, self.bytes, &winner.written, winner.bytes),
+        }
+    }
+    /// The bytes keep the version that names them, which removals may have seen. A touch of the same bytes stands.
+    fn outrank(&mut self, winner: &Self, seen: bool) {
+        self.bytes.time = resolved(winner.bytes.time);
+        if self.value == winner.value && !seen {
+            self.mtime = winner.mtime;
+        }
     }
     fn same_value(&self, other: &Self) -> bool {
         self.value == other.value
@@ -273,13 +290,12 @@ pub(crate) fn resolved(time: Time) -> Time {
     Time { resolutions: time.resolutions.saturating_add(1), ..time }
 }
 
-/// Did the loser's author know the very change that beats it, while the winner had not seen the loser? Then the winner's
-/// time is one of a clock in the future, whose author has stamped it anew since (design, section 4): the loser is the later one.
-fn beaten_by_what_it_had_seen<F: Facet>(winner: &F, loser: &F) -> bool {
-    let (winner, loser) = (winner.written(), loser.written());
-    loser.history.covers(winner.time.change)
-        && loser.time.change != winner.time.change
-        && !winner.history.covers(loser.version)
+fn has_seen(loser: &Written, lost: Stamp, winner: &Written, won: Stamp) -> bool {
+    // Resolutions of one change are as late as one another; what was brought back keeps the change and has another clock.
+    let change = |time: Time| (time.clock, time.change);
+    change(lost.time) != change(won.time)
+        && loser.history.covers(won.time.change)
+        && !winner.history.covers(lost.version)
 }
 
 struct Merged<F> {
@@ -316,15 +332,16 @@ fn merge<F: Facet>(
         Case::Concurrent { taken }
     };
     let (winner, other) = if taken { (remote, local) } else { (local, remote) };
-    if beaten_by_what_it_had_seen(winner, other)
+    if other.had_seen_what_beats_it(winner)
         && let Some(version) = issue()
     {
         let mut facet = other.clone();
         let mut history = facet.written().history.clone();
         history.join(&winner.written().history);
         history.learn(version);
-        *facet.written_mut() = Written { version, time: resolved(winner.written().time), history, merged: false };
-        facet.outrank(winner);
+        let time = resolved(winner.written().time.max(other.written().time));
+        *facet.written_mut() = Written { version, time, history, merged: false };
+        facet.outrank(winner, other.written().history.covers(winner.written().time.change));
         facet.join_seen(winner);
         return Merged { facet, case, lost: !taken && !equal && !seen(local, &r.history), again: false };
     }

@@ -223,6 +223,30 @@ fn a_change_that_has_seen_what_beats_it_stands_on_every_member() {
 }
 
 #[test]
+fn a_touch_of_bytes_of_the_future_beats_no_write_that_has_seen_them() {
+    let now = Hlc(10 * LIMIT);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let ahead = Hlc(now.0 + LIMIT + 60_000_000);
+    let uid = step(&mut a, |a| a.add(ahead, file(Uid::ROOT, "f", 1)).unwrap());
+    let there = Hlc(now.0 + 90_000_000);
+    assert!(matches!(pull(&mut b, &a, there), PassEnd::Complete(_)));
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[]).unwrap()), 1);
+    pull(&mut b, &a, there);
+    let touched = Timestamp { seconds: 7, nanoseconds: 0 };
+    step(&mut b, |b| b.touch(there, uid, touched).unwrap());
+    step(&mut a, |a| a.write(Hlc(now.0 + 1), uid, content(2), MTIME, None).unwrap());
+    let late = Hlc(now.0 + 120_000_000);
+    for _ in 0..2 {
+        pull(&mut b, &a, late);
+        pull(&mut a, &b, late);
+    }
+    for records in [&a, &b] {
+        let held = records.record(uid).unwrap().unwrap().content.unwrap();
+        assert_eq!((held.value, held.mtime), (content(2), MTIME));
+    }
+}
+
+#[test]
 fn what_was_beaten_by_a_time_of_the_future_comes_back_once_that_was_stamped_anew() {
     let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
     let (mut a, mut b) = (replica(A), replica(B));

@@ -778,7 +778,7 @@ where
         }
         if node.is_dir() && self.comparison_owed() {
             // The scan may be past its new place, and never came to the old one.
-            self.scan.insert(0, node.id);
+            self.scan.at_last(node.id);
             self.scanning = true;
             self.observe_at = Some(self.now);
         }
@@ -904,7 +904,7 @@ where
                 Ok(Looked::Done)
             }
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                self.scan.push(node.id);
+                self.scan.next(node.id);
                 self.observe_at = Some(self.now);
                 Ok(Looked::Wait(Waiting::LocalChange))
             }

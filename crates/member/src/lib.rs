@@ -26,6 +26,7 @@ mod nodes;
 mod observe;
 mod partial;
 mod replica;
+mod scan;
 mod serve;
 mod start;
 pub mod steps;

@@ -460,6 +460,20 @@ where
         }
     }
 
+    /// Our clock and every partner's differed by more than the limit when the links were opened, and something waits for
+    /// them to agree. Clocks that are set by less than the limit each are not seen to leap, so after a while the links
+    /// are opened anew.
+    pub(crate) fn clocks_differ(&mut self) {
+        if self.links.values().all(|l| l.peer.is_none()) {
+            return;
+        }
+        let due = *self.compare_clocks_at.get_or_insert(Hlc(self.now.0 + self.config.limits.ahead / 10));
+        if due <= self.now {
+            self.compare_clocks_at = None;
+            self.close_all("clocks differed; the link is opened anew, so that they are compared again");
+        }
+    }
+
     /// Is our clock more than the limit ahead of every partner's? Then we issue no versions (design, section 4).
     pub(crate) fn ahead_of_all(&self) -> bool {
         let limit = self.config.limits.ahead.cast_signed();

@@ -152,6 +152,7 @@ where
         if self.ahead_of_all() {
             // Our own clock may be wrong: what we would issue now could win everything for ever (section 4).
             self.report_once(EventKind::ClockAhead, self.config.member.clone());
+            self.clocks_differ();
             self.observe_at = Some(Hlc(self.now.0 + self.config.limits.retry));
             return Ok(());
         }
@@ -177,7 +178,7 @@ where
         while seen.len() < limit {
             if let Some(key) = self.changed.pop_first() {
                 self.look(&mut batch, &mut seen, key.0, key.1)?;
-            } else if let Some(dir) = self.scan.pop() {
+            } else if let Some(dir) = self.scan.take() {
                 self.look_whole(&mut batch, &mut seen, dir)?;
             } else {
                 break;
@@ -379,7 +380,7 @@ where
                     && let Some(node) = &node
                     && node.is_dir()
                 {
-                    self.scan.push(node.id);
+                    self.scan.next(node.id);
                 }
                 if !seen.insert((id, name.clone())) {
                     continue;

@@ -24,6 +24,7 @@ use crate::fetch::Fetching;
 use crate::install::ReadySet;
 use crate::kept::Lately;
 use crate::nodes::{self, NodeId, ROOT_NODE};
+use crate::scan::Scan;
 use crate::tables::{self, Meta};
 
 /// A link to a partner, numbered by the caller.
@@ -211,7 +212,7 @@ pub struct Replica<F: Fs, K: Kv> {
     /// Entries that may have changed.
     pub(crate) changed: BTreeSet<(NodeId, Vec<u8>)>,
     /// Directories to be compared whole; the last one first.
-    pub(crate) scan: Vec<NodeId>,
+    pub(crate) scan: Scan,
     /// Of these, and of entries to be looked at later: somebody closed them after writing, so their hashes do not count
     /// whatever their stamps say (a store through a mapping changes bytes and no stamp; design, section 5).
     pub(crate) closed: BTreeSet<(NodeId, Vec<u8>)>,
@@ -296,6 +297,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) checkpoint: Hlc,
     /// After a power cut: no versions until a partner was heard, or this time.
     pub(crate) hold_until: Option<Hlc>,
+    /// Our clock differs from every partner's as links were opened: when they are opened anew to compare them again.
+    pub(crate) compare_clocks_at: Option<Hlc>,
 }
 
 /// Why an item waits.
@@ -369,6 +372,7 @@ where
             &mut self.returning_since,
             &mut self.returning_at,
             &mut self.hold_until,
+            &mut self.compare_clocks_at,
             &mut self.fetching.retry_at,
             &mut self.fetching.note_at,
         ];
@@ -448,7 +452,7 @@ where
             self.later.remove(&key);
             if key.1.is_empty() {
                 // It could not be enumerated, so nothing is known of what lies below it either.
-                self.scan.push(key.0);
+                self.scan.next(key.0);
                 self.scanning = true;
             } else {
                 self.changed.insert(key);
@@ -810,7 +814,7 @@ where
                 }
                 Hint::Directory { directory } => {
                     if let Some(node) = self.dir_node(&directory)?.filter(|n| *n != nodes::STAGING_NODE) {
-                        self.scan.push(node);
+                        self.scan.next(node);
                     }
                 }
                 Hint::Everything => {
@@ -843,7 +847,9 @@ where
     /// Begins a comparison of the whole tree with the database, and of the directories that are parked in staging: what
     /// lies in them may have changed before they were.
     pub fn scan_everything(&mut self) {
-        self.scan = vec![ROOT_NODE, nodes::STAGING_NODE];
+        self.scan.clear();
+        self.scan.next(ROOT_NODE);
+        self.scan.next(nodes::STAGING_NODE);
         self.scanning = true;
         self.observe_at = Some(self.now);
     }
@@ -903,9 +909,14 @@ where
     fn restamp(&mut self) -> Result<()> {
         let limit = self.config.limits.ahead;
         let agrees = self.links.values().any(|l| l.peer.is_some() && l.skew.unsigned_abs() <= limit);
-        if self.phase != Phase::Normal || !agrees {
+        if self.phase != Phase::Normal {
             return Ok(());
         }
+        if !agrees {
+            self.clocks_differ();
+            return Ok(());
+        }
+        self.compare_clocks_at = None;
         let former = self.former()?;
         self.records.begin()?;
         let count = self.records.restamp(self.now, self.config.limits.ahead, &former)?;

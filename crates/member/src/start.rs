@@ -27,6 +27,7 @@ use crate::fetch::Fetching;
 use crate::install::{ReadySet, parked_name};
 use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
+use crate::scan::Scan;
 use crate::tables::{self, Intent, Meta, Preserved, Reason};
 
 fn private_dir<F: Fs>(fs: &F, parent: &F::Dir, name: &[u8]) -> Result<F::Dir> {
@@ -91,7 +92,7 @@ where
             links: BTreeMap::new(),
             out: VecDeque::new(),
             changed: BTreeSet::new(),
-            scan: Vec::new(),
+            scan: Scan::default(),
             scanning: false,
             unread: BTreeSet::new(),
             first_scan: false,
@@ -139,6 +140,7 @@ where
             suspect: false,
             checkpoint: Hlc(0),
             hold_until: None,
+            compare_clocks_at: None,
         };
         replica.load_marks()?;
         replica.node_floor = nodes::next_id(replica.records.kv())?.0;

@@ -389,7 +389,7 @@ where
             if directory && (batch.scanning || !known_before) {
                 // A new one was entered already, unless the batch was full; a second look costs little and closes the gap.
                 // One that was moved has not been looked into by a scan that passed its old place.
-                self.scan.insert(0, id);
+                self.scan.at_last(id);
                 self.scanning |= batch.scanning;
             }
         }
