@@ -188,7 +188,10 @@ where
             self.scanning = false;
             self.looked_for = std::mem::take(&mut self.missing);
             for id in self.looked_for.clone() {
-                if let Some(node) = nodes::get(self.records.kv(), id)? {
+                let Some(node) = nodes::get(self.records.kv(), id)? else { continue };
+                if self.displaced(&node)? {
+                    batch.gone.insert(id, node);
+                } else {
                     self.look(&mut batch, &mut seen, node.parent, node.name)?;
                 }
             }
@@ -282,6 +285,22 @@ where
         self.later.insert((parent, name.to_vec()), Hlc(self.now.0 + self.config.limits.retry));
     }
 
+    /// Has another node the name of this one? Then it is elsewhere or gone, and no look at its name tells.
+    fn displaced(&self, node: &Node) -> Result<bool> {
+        let named = node.id != ROOT_NODE && node.id != nodes::STAGING_NODE;
+        Ok(named && nodes::at(self.records.kv(), node.parent, &node.name)?.is_some_and(|other| other.id != node.id))
+    }
+
+    /// As [`Self::again_later`], of what a node stands for.
+    #[track_caller]
+    fn node_again_later(&mut self, node: &Node) -> Result<()> {
+        match self.displaced(node)? {
+            true => self.again_later(node.id, b""),
+            false => self.again_later(node.parent, &node.name),
+        }
+        Ok(())
+    }
+
     /// Compares one entry with its node.
     fn look(
         &mut self,
@@ -300,6 +319,11 @@ where
                 // what this hint was about as soon as it is found again or known to be gone.
                 seen.remove(&(parent, name.clone()));
                 if let Some(node) = nodes::get(self.records.kv(), parent)? {
+                    if self.displaced(&node)? {
+                        let child = nodes::at(self.records.kv(), parent, &name)?;
+                        batch.gone.extend(child.into_iter().chain([node]).map(|n| (n.id, n)));
+                        return Ok(());
+                    }
                     let above = (node.parent, node.name);
                     if seen.contains(&above) {
                         // It was looked at just now.
@@ -333,6 +357,11 @@ where
             Ok(Some(dir)) => dir,
             Ok(None) => {
                 if let Some(node) = nodes::get(self.records.kv(), id)? {
+                    if self.displaced(&node)? {
+                        self.unread.remove(&id);
+                        batch.gone.insert(id, node);
+                        return Ok(());
+                    }
                     if !seen.contains(&(node.parent, node.name.clone())) {
                         self.changed.insert((node.parent, node.name));
                     }

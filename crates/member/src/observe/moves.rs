@@ -161,7 +161,7 @@ where
                             self.work_at = Some(self.now);
                         }
                         batch.gone.remove(&node.id);
-                        self.again_later(node.parent, &node.name);
+                        self.node_again_later(node)?;
                         return Ok(());
                     }
                     let owner = nodes::at(self.records.kv(), here.0, &here.1)?;
@@ -175,7 +175,7 @@ where
                             // Seen before it came there: the next batch will find it. Until then it is not gone.
                             batch.gone.remove(&node.id);
                             self.again_later(here.0, &here.1);
-                            self.again_later(node.parent, &node.name);
+                            self.node_again_later(node)?;
                         }
                         return Ok(());
                     }
@@ -186,13 +186,13 @@ where
                     if !found && (shown || !self.is_preserved_below(&directory)) {
                         // What it lies in is in flux: it is somewhere, so it is not gone.
                         batch.gone.remove(&node.id);
-                        self.again_later(node.parent, &node.name);
+                        self.node_again_later(node)?;
                     }
                 } else if !batch.found.iter().any(|f| f.stat.object == directory) {
                     // In a directory that the database does not have yet.
                     if !self.is_private(&directory) {
                         batch.gone.remove(&node.id);
-                        self.again_later(node.parent, &node.name);
+                        self.node_again_later(node)?;
                         self.look_at_unknown(directory)?;
                     }
                 }

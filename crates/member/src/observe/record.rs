@@ -670,7 +670,7 @@ where
         for (_, node) in gone {
             if node.is_dir() && !nodes::children(self.records.kv(), node.id, None, 1)?.is_empty() {
                 // Something of what was in it stays for now: then so does this.
-                self.again_later(node.parent, &node.name);
+                self.node_again_later(&node)?;
                 continue;
             }
             nodes::remove(self.records.kv_mut(), &node)?;
