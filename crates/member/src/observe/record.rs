@@ -346,8 +346,14 @@ where
         if old.is_none()
             && let Some(id) = batch.found.get(at).and_then(|f| f.moved.as_ref()).filter(|n| n.is_dir()).map(|n| n.id)
         {
-            // A directory that was being emptied into another, until somebody moved it.
-            old = nodes::get(self.records.kv(), id)?.filter(|n| n.uid.is_none() && n.object == stat.object);
+            // A directory that was being emptied into another, until somebody moved it, or one whose record is forgotten: what
+            // lies in it stays there.
+            old = nodes::get(self.records.kv(), id)?.filter(|n| n.object == stat.object && !relabel.contains(&n.id));
+            if let Some(forgotten) = old.as_ref().and_then(|n| n.uid)
+                && self.records.record(forgotten)?.is_some()
+            {
+                old = None;
+            }
             if old.is_some() {
                 self.records.kv_mut().delete(Table::Todo, &crate::tables::dissolving_key(id))?;
                 self.children_due(id)?;
