@@ -84,10 +84,9 @@ where
         else {
             return Ok(());
         };
-        for node in nodes::by_object(self.records.kv(), &object)? {
-            if node.kind != kind {
-                continue;
-            }
+        // Another name of it in a directory that moved at the same time moved with that: it comes last.
+        let mut last = Vec::new();
+        for node in nodes::by_object(self.records.kv(), &object)?.into_iter().filter(|n| n.kind == kind) {
             let taken = batch.found.iter().any(|f| f.moved.as_ref().is_some_and(|m| m.id == node.id));
             if taken {
                 continue;
@@ -95,31 +94,41 @@ where
             if !batch.gone.contains_key(&node.id) {
                 // Is it still where the database has it? Then this is a second name of it.
                 self.look(batch, seen, node.parent, node.name.clone())?;
-                let under_gone = self.ancestor_gone(batch, &node)?;
-                if !batch.gone.contains_key(&node.id) && !under_gone {
-                    let still = match self.dir(node.parent)? {
-                        Some(dir) => match self.fs.stat(&dir, &node.name) {
-                            Ok(Some(stat)) => stat.object == object,
-                            Ok(None) => false,
-                            Err(_) => true,
-                        },
-                        None => false,
-                    };
-                    if still {
-                        if kind != Kind::Directory {
-                            self.report_once(EventKind::HardLinks, self.config.folder_name.clone());
-                        }
-                        continue;
-                    }
+            }
+            if !batch.gone.contains_key(&node.id) {
+                if self.ancestor_gone(batch, &node)? {
+                    last.push(node);
+                    continue;
                 }
-                batch.gone.insert(node.id, node.clone());
+                let still = match self.dir(node.parent)? {
+                    Some(dir) => match self.fs.stat(&dir, &node.name) {
+                        Ok(Some(stat)) => stat.object == object,
+                        Ok(None) => false,
+                        Err(_) => true,
+                    },
+                    None => false,
+                };
+                if still {
+                    if kind != Kind::Directory {
+                        self.report_once(EventKind::HardLinks, self.config.folder_name.clone());
+                    }
+                    continue;
+                }
             }
-            if let Some(found) = batch.found.get_mut(at) {
-                found.moved = Some(node);
-            }
-            break;
+            Self::found_moved(batch, at, node);
+            return Ok(());
+        }
+        if let Some(node) = last.into_iter().next() {
+            Self::found_moved(batch, at, node);
         }
         Ok(())
+    }
+
+    fn found_moved(batch: &mut Batch<F::Dir>, at: usize, node: Node) {
+        batch.gone.entry(node.id).or_insert_with(|| node.clone());
+        if let Some(found) = batch.found.get_mut(at) {
+            found.moved = Some(node);
+        }
     }
 
     pub(super) fn ancestor_gone(&self, batch: &Batch<F::Dir>, node: &Node) -> Result<bool> {
