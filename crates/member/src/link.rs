@@ -349,8 +349,8 @@ where
 
     pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge, part: bool) -> Result<()> {
         if after > self.records.change_number() && self.links.contains_key(&id) {
-            // It heard that from us, and we do not know it.
-            self.take_fresh_id(Some(self.last_mark.highest))?;
+            // It heard that from us, and we do not know it. What was issued since the start it may never have heard.
+            self.take_fresh_id(Some(self.mark_at_start))?;
             self.close_all(RETURNED);
             return Ok(());
         }
@@ -438,7 +438,9 @@ where
         if own.is_some_and(|own| own.serial >= told.serial && !falls_short(&closed, told, own)) {
             return Ok(false);
         }
-        let point = self.last_mark.highest;
+        // Both are times: what the image does not remember is later than all marks that were in it, and what was issued
+        // since the return is later still.
+        let point = self.newest_mark_before(told.serial.saturating_add(1))?;
         self.take_fresh_id(Some(point))?;
         // Later ones must be newer than what partners have.
         let serial = own.map_or(0, |own| own.serial).max(told.serial);
@@ -577,6 +579,7 @@ where
         }
         self.marks = 0;
         self.last_mark = Mark { replica: fresh, ..Mark::default() };
+        self.mark_at_start = Sequence(0);
         self.phase = if self.config.members.len() > 1 { Phase::Returning } else { Phase::Normal };
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
         self.records.commit()?;
@@ -623,6 +626,7 @@ where
             self.last_mark.highest = Sequence(tables::read_number(key.get(Meta::MARKS.len()..).unwrap_or_default())?);
             self.last_mark.digest = digest.as_slice().try_into().unwrap_or_default();
         }
+        self.mark_at_start = self.last_mark.highest;
         Ok(())
     }
 }

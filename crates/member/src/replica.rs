@@ -282,6 +282,8 @@ pub struct Replica<F: Fs, K: Kv> {
     /// Bytes preserved, by class; `None`: to be summed up anew.
     pub(crate) preserved_bytes: Option<[u64; 2]>,
     pub(crate) last_mark: Mark,
+    /// The number of the newest mark when this replica was opened.
+    pub(crate) mark_at_start: anabranch_model::Sequence,
     pub(crate) marks: usize,
     /// The change number at the start.
     pub(crate) first_number: ChangeNumber,
