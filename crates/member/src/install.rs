@@ -1332,7 +1332,12 @@ where
             let at = self.records.shown_at(placement.value.parent, placement.value.name.bytes())?;
             return Ok(if beside(at)? { Reason::Deleted } else { Reason::LostName });
         }
-        Ok(if anabranch_engine::must_preserve_deleted(placement, held) { Reason::LostEdit } else { Reason::Deleted })
+        Ok(match anabranch_engine::must_preserve_deleted(placement, held) {
+            // Somebody deleted an earlier content, and a resolution that took its name from this one lost against that.
+            true if placement.seen.covers(held) => Reason::LostName,
+            true => Reason::LostEdit,
+            false => Reason::Deleted,
+        })
     }
 
     /// Data of the batch, and names of the directories made and moved, become durable.
