@@ -370,8 +370,14 @@ impl<K: Kv> Records<K> {
         }
     }
 
+    /// Replica ids that this member had: it stamps anew what they stamped in the future (see [`Self::restamp`]), so no pass
+    /// waits for the sake of that.
+    pub fn set_former(&mut self, former: Vec<ReplicaId>) {
+        self.former = former;
+    }
+
     /// The latest clock that lies aside, of versions that are not known here already: an author who has stamped anew meets
-    /// its old ones again at whoever took them in, and has nothing to fear of them.
+    /// its old ones again at whoever took them in, and has nothing to fear of them; nor of what it has forgotten.
     fn latest_aside(&self, upstream: ReplicaId) -> Result<Hlc, KvError> {
         let (mut after, mut latest) = (Vec::new(), Hlc(0));
         loop {
@@ -383,7 +389,8 @@ impl<K: Kv> Records<K> {
                     continue;
                 }
                 let (_, record) = self.numbers.decode(&self.kv, value)?;
-                let unknown = record.written().filter(|w| !self.known.covers(w.version));
+                let own = |w: &&Written| self.former.contains(&w.version.replica);
+                let unknown = record.written().filter(|w| !self.known.covers(w.version) && !own(w));
                 latest = unknown.map(|w| w.time.clock).max().unwrap_or_default().max(latest);
             }
         }

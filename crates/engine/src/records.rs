@@ -94,6 +94,8 @@ pub struct Records<K> {
     pub(crate) latest_allowed: Option<Hlc>,
     /// The time, while a pass is taken in.
     pub(crate) merging_at: Option<Hlc>,
+    /// Replica ids that this member had.
+    pub(crate) former: Vec<ReplicaId>,
     pub(crate) view: View,
     touched: BTreeSet<Uid>,
     touched_elsewhere: Option<TakeTouched<K>>,
@@ -168,6 +170,7 @@ impl<K: Kv> Records<K> {
             arriving: Knowledge::default(),
             latest_allowed: None,
             merging_at: None,
+            former: Vec::new(),
             view: View::default(),
             touched: BTreeSet::new(),
             touched_elsewhere: None,

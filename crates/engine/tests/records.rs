@@ -223,6 +223,24 @@ fn a_change_that_has_seen_what_beats_it_stands_on_every_member() {
 }
 
 #[test]
+fn what_a_member_stamped_in_the_future_and_forgot_is_taken_in_and_stamped_anew() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let leapt = Hlc(now.0 + 9 * hour);
+    let uid = step(&mut a, |a| a.add(leapt, file(Uid::ROOT, "f", 1)).unwrap());
+    assert!(matches!(pull(&mut b, &a, leapt), PassEnd::Complete(_)));
+    // It was put back to an image of before that, and has another id now.
+    let mut back = replica(ReplicaId([3; 16]));
+    assert!(matches!(pull(&mut back, &b, now), PassEnd::AheadOfClock { .. }));
+    back.set_former(vec![A]);
+    assert!(matches!(pull(&mut back, &b, now), PassEnd::Complete(_)));
+    assert_eq!(step(&mut back, |back| back.restamp(now, LIMIT, &[A]).unwrap()), 1);
+    assert!(matches!(pull(&mut b, &back, now), PassEnd::Complete(_)));
+    assert_eq!(b.record(uid).unwrap(), back.record(uid).unwrap());
+    assert!(b.record(uid).unwrap().unwrap().clock().0 <= now.0 + LIMIT);
+}
+
+#[test]
 fn a_touch_of_bytes_of_the_future_beats_no_write_that_has_seen_them() {
     let now = Hlc(10 * LIMIT);
     let (mut a, mut b) = (replica(A), replica(B));

@@ -267,6 +267,8 @@ where
             Self::cap_closed(&tables::closed(self.records.kv())?, &mut known);
             let mut counts = self.counters.cases;
             let limit = if broken(Step::TimesAhead) { u64::MAX } else { self.config.limits.ahead };
+            let former = self.former()?;
+            self.records.set_former(former);
             let end = self.records.complete_pass(replica, page.through, &known, self.now, limit)?;
             match end {
                 PassEnd::Complete(taken) => {
