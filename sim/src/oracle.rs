@@ -51,7 +51,7 @@ struct Fate {
     handled: BTreeSet<usize>,
     /// The only disk that had it lost it.
     taken: bool,
-    /// A power cut took it from the disk of somebody who had it.
+    /// A power cut took it from the disk of somebody who had it, or an image from a place in which it was.
     cut: bool,
     /// Who gave it another path.
     movers: BTreeSet<usize>,
@@ -225,6 +225,14 @@ impl Oracle {
             self.fates.entry(content.clone()).or_default().made = true;
         }
         gone.iter().for_each(|content| self.take(content, elsewhere));
+    }
+
+    /// An image took contents from places in which they were, perhaps the only ones in which nobody had replaced them
+    /// knowingly.
+    pub(crate) fn left_places(&mut self, contents: impl Iterator<Item = Thing>) {
+        for content in contents {
+            self.fates.entry(content).or_default().cut = true;
+        }
     }
 
     fn take(&mut self, content: &Thing, elsewhere: &dyn Fn(&Thing) -> bool) {

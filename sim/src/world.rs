@@ -565,7 +565,7 @@ impl<'a> World<'a> {
         (0..self.members.len()).for_each(|member| self.look_into(member));
         self.go_down(number);
         let member = &mut self.members[number];
-        let before = member.fs.contents();
+        let (before, places) = (member.fs.contents(), places(&member.fs));
         member.crowd().die();
         member.fs.restore(&image);
         member.power.restore();
@@ -575,11 +575,13 @@ impl<'a> World<'a> {
         member.place += u64::from(copied);
         let after = member.fs.contents();
         let gone: Vec<Thing> = before.difference(&after).cloned().collect();
+        let there_no_more = &places - &self::places(&member.fs);
         self.counters.count(if copied { "members copied to other hardware" } else { "members put back to an image" });
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
         let others = self.disks_but(number);
         let name = self.members[number].name.clone();
         self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| in_any_tree(&others, content));
+        self.oracle.left_places(there_no_more.into_iter().map(|(_, content)| content));
         self.look_at(number);
         self.back_later(number);
         if !copied && self.rng.chance(1, 2) {
@@ -1008,6 +1010,13 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
 /// Is a content in one of these trees? What is preserved there was given up there: it may be purged, or was replaced knowingly.
 fn in_any_tree(disks: &[SimFs], content: &Thing) -> bool {
     disks.iter().any(|fs| fs.tree().values().any(|entry| entry.content.as_ref() == Some(content)))
+}
+
+/// Where each content is on a disk, staging apart.
+fn places(fs: &SimFs) -> BTreeSet<(Vec<u8>, Thing)> {
+    let private = fs.private_tree().into_iter().map(|(path, entry)| ([b"\0", &path[..]].concat(), entry));
+    let all = fs.tree().into_iter().chain(private.filter(|(path, _)| !path.starts_with(b"\0staging/")));
+    all.filter_map(|(path, entry)| Some((path, entry.content?))).collect()
 }
 
 /// Is a content on one of these disks? What is only staged there does not count: it goes as soon as it is outdated.
