@@ -1332,6 +1332,10 @@ where
             let at = self.records.shown_at(placement.value.parent, placement.value.name.bytes())?;
             return Ok(if beside(at)? { Reason::Deleted } else { Reason::LostName });
         }
+        // It had lost to another content that nobody brought here before both were deleted: whoever deleted saw that one.
+        if record.content.as_ref().is_some_and(|facet| anabranch_engine::must_preserve(facet, &disk.value, held)) {
+            return Ok(Reason::LostEdit);
+        }
         Ok(match anabranch_engine::must_preserve_deleted(placement, held) {
             // Somebody deleted an earlier content, and a resolution that took its name from this one lost against that.
             true if placement.seen.covers(held) => Reason::LostName,
