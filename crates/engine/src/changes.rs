@@ -139,13 +139,14 @@ impl<K: Kv> Records<K> {
                 self.rewrite(now, uid, |record, written| {
                     record.placement.written = written;
                     record.placement.value.author = author;
-                    match seen {
-                        Some(seen) => {
-                            record.placement.value.deleted = true;
-                            record.placement.seen.join(seen);
-                        }
-                        None => delete(record),
+                    let saw = seen.or(record.content.as_ref().map(|content| &content.written.history)).cloned();
+                    if let Some(saw) = saw {
+                        // What others saw who deleted it, and was brought back, this user may never have seen: whoever
+                        // holds that preserves it.
+                        record.placement.written.merged = !saw.includes(&record.placement.seen);
+                        record.placement.seen.join(&saw);
                     }
+                    record.placement.value.deleted = true;
                 })?;
             }
         }
