@@ -150,8 +150,8 @@ pub fn must_preserve(winner: &ContentFacet, held: &Content, held_bytes: Version)
 /// deleted? `held_bytes` is the version of their last change.
 ///
 /// Yes if no deleter had seen them; if the delete is a resolution (but not where they equal the winner's, which the caller
-/// may know); and if maps were joined since the delete was written: a resolution that lost against it may be all that had
-/// seen them, and nobody else says so.
+/// may know); and if maps were joined since the delete was written, or its author had not seen all that they say: a resolution
+/// that lost against it may be all that had seen them, and nobody else says so.
 #[must_use]
 pub fn must_preserve_deleted(placement: &PlacementFacet, held_bytes: Version) -> bool {
     !placement.seen.covers(held_bytes) || placement.written.time.resolutions > 0 || placement.written.merged
