@@ -293,7 +293,7 @@ pub(crate) fn resolved(time: Time) -> Time {
 fn has_seen(loser: &Written, lost: Stamp, winner: &Written, won: Stamp) -> bool {
     // Resolutions of one change are as late as one another; what was brought back keeps the change and has another clock.
     let change = |time: Time| (time.clock, time.change);
-    change(lost.time) != change(won.time)
+    change(lost.time) < change(won.time)
         && loser.history.covers(won.time.change)
         && !winner.history.covers(lost.version)
 }

@@ -244,11 +244,22 @@ where
         if depth == DEEPEST || is_reserved(&name) || !self.reach(batch, seen, &above, depth + 1)? {
             return Ok(false);
         }
-        if let Some(parent) = self.dir_node(&above)? {
-            self.look(batch, seen, parent, name)?;
-            self.enter_found(batch, seen)?;
+        let Some(parent) = self.dir_node(&above)? else { return Ok(false) };
+        self.look(batch, seen, parent, name.clone())?;
+        self.enter_found(batch, seen)?;
+        if matches!(self.open_node(id)?, Ok(Some(_))) {
+            return Ok(true);
         }
-        Ok(matches!(self.open_node(id)?, Ok(Some(_))))
+        // Its move is not recorded yet, and may wait for what lies in it.
+        let Some(above) = self.dir(parent)? else { return Ok(false) };
+        let opened = self.fs.open_dir(&above, &name).and_then(|dir| Ok((self.fs.stat_dir(&dir)?.object, dir)));
+        Ok(match opened {
+            Ok((object, dir)) if object == *directory => {
+                self.dirs.insert(id, dir);
+                true
+            }
+            Ok(_) | Err(_) => false,
+        })
     }
 
     /// A directory that the database does not have holds what it knows: the place where it became visible is looked at

@@ -216,7 +216,8 @@ where
         }
         let key = (id, fold(found.name.bytes(), self.config.names).into_owned());
         let alike = waiting.get(&key).into_iter().flatten().filter(|name| *name != found.name.bytes());
-        for name in alike {
+        for name in alike.cloned().collect::<Vec<_>>() {
+            let name = &name;
             let Some(node) = nodes::at(self.records.kv(), id, name)? else { continue };
             if batch.gone.contains_key(&node.id) || found.moved.as_ref().is_some_and(|m| m.id == node.id) {
                 continue;
@@ -226,6 +227,8 @@ where
                 None => true,
             };
             if !there {
+                // Both at one time: what left it may lie in what was found, and can be recorded only together with that.
+                self.again_later(id, name);
                 return Ok(true);
             }
         }
