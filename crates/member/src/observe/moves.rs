@@ -200,9 +200,11 @@ where
                 } else if !batch.found.iter().any(|f| f.stat.object == directory) {
                     // In a directory that the database does not have yet.
                     if !self.is_private(&directory) {
-                        batch.gone.remove(&node.id);
-                        self.node_again_later(node)?;
-                        self.look_at_unknown(directory)?;
+                        self.look_at_unknown(batch, seen, directory)?;
+                        if !batch.found.iter().any(|f| f.stat.object == node.object) {
+                            batch.gone.remove(&node.id);
+                            self.node_again_later(node)?;
+                        }
                     }
                 }
             }
@@ -262,13 +264,26 @@ where
         })
     }
 
-    /// A directory that the database does not have holds what it knows: the place where it became visible is looked at
-    /// again. No event may ever tell of it, as when what was mounted over it is taken away.
-    pub(super) fn look_at_unknown(&mut self, mut directory: Object) -> Result<()> {
+    /// A directory that the database does not have holds what it knows: the place where it became visible is looked at, or
+    /// looked at later where it cannot be reached now. No event may ever tell of it, as when what was mounted over it is
+    /// taken away.
+    pub(super) fn look_at_unknown(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        mut directory: Object,
+    ) -> Result<()> {
         for _ in 0..DEEPEST {
             let Ok(Some((above, name))) = self.fs.locate(&directory) else { return Ok(()) };
             if let Some(parent) = self.dir_node(&above)? {
-                if parent != nodes::STAGING_NODE && !is_reserved(&name) {
+                if parent == nodes::STAGING_NODE || is_reserved(&name) {
+                    return Ok(());
+                }
+                if self.reach(batch, seen, &above, 0)? {
+                    self.look(batch, seen, parent, name.clone())?;
+                    self.enter_found(batch, seen)?;
+                }
+                if !batch.found.iter().any(|f| f.stat.object == directory) {
                     self.again_later(parent, &name);
                 }
                 return Ok(());
