@@ -782,9 +782,18 @@ where
         Ok(parts.join("/"))
     }
 
-    /// The directory with this object, if the database has it.
-    pub(crate) fn dir_node(&self, object: &Object) -> Result<Option<NodeId>> {
-        Ok(nodes::by_object(self.records.kv(), object)?.into_iter().find(nodes::Node::is_dir).map(|n| n.id))
+    /// The directory with this object, if the database has it: where it has two, the one that is where it should be.
+    pub(crate) fn dir_node(&mut self, object: &Object) -> Result<Option<NodeId>> {
+        let mut known = nodes::by_object(self.records.kv(), object)?;
+        known.retain(nodes::Node::is_dir);
+        if known.len() > 1 {
+            for node in &known {
+                if matches!(self.open_node(node.id)?, Ok(Some(_))) {
+                    return Ok(Some(node.id));
+                }
+            }
+        }
+        Ok(known.first().map(|node| node.id))
     }
 
     fn take_hints(&mut self, hints: Vec<Hint>) -> Result<()> {

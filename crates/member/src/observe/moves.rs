@@ -163,6 +163,11 @@ where
                     if is_reserved(&here.1) {
                         return Ok(());
                     }
+                    let owner = nodes::at(self.records.kv(), here.0, &here.1)?;
+                    if owner.is_some_and(|n| n.id != node.id && n.object == node.object) {
+                        // Known there already, so nothing new will be found there: this one is gone.
+                        return Ok(());
+                    }
                     if parent == nodes::STAGING_NODE {
                         // On its way through our hands; unnoted where somebody swapped it in for what was to go there.
                         if node.parent != nodes::STAGING_NODE {
@@ -171,11 +176,6 @@ where
                         }
                         batch.gone.remove(&node.id);
                         self.node_again_later(node)?;
-                        return Ok(());
-                    }
-                    let owner = nodes::at(self.records.kv(), here.0, &here.1)?;
-                    if owner.is_some_and(|n| n.id != node.id && n.object == node.object) {
-                        // Known there already, so nothing new will be found there: this one is gone.
                         return Ok(());
                     }
                     if seen.contains(&here) {
