@@ -513,14 +513,16 @@ where
         self.push()
     }
 
-    /// Closes properly: the next start finds a clean mark.
+    /// Closes properly: the next start finds a clean mark. Who was still looking for what a power cut left goes on with that
+    /// then (design, section 11).
     ///
     /// # Errors
     /// [`Stop::Database`].
     pub fn close(&mut self) -> Result<()> {
         self.note_partials(true)?;
         self.records.begin()?;
-        self.records.kv_mut().put(Table::Meta, Meta::CLEAN, &[1])?;
+        let mark = if self.suspect { Meta::STOPPED_DOUBTING } else { Meta::STOPPED };
+        self.records.kv_mut().put(Table::Meta, Meta::CLEAN, &[mark])?;
         self.records.commit()?;
         Ok(())
     }

@@ -151,7 +151,9 @@ where
 
     fn begin_life(&mut self, new: bool, token: Option<Vec<u8>>, resume: bool) -> Result<()> {
         let kv = self.records.kv();
-        let clean = kv.get(Table::Meta, Meta::CLEAN)?.as_deref() == Some(&[1]);
+        let closed = kv.get(Table::Meta, Meta::CLEAN)?;
+        let doubting = closed.as_deref() == Some(&[Meta::STOPPED_DOUBTING]);
+        let clean = doubting || closed.as_deref() == Some(&[Meta::STOPPED]);
         let boot = kv.get(Table::Meta, Meta::BOOT)?;
         let checkpoint = kv.get(Table::Meta, Meta::CHECKPOINT)?;
         let place = kv.get(Table::Meta, Meta::PLACE)?;
@@ -207,9 +209,10 @@ where
         }
         let kv = self.records.kv_mut();
         kv.put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
-        kv.put(Table::Meta, Meta::CLEAN, &[0])?;
+        kv.put(Table::Meta, Meta::CLEAN, &[Meta::SERVING])?;
         let same_boot = boot.as_deref() == Some(&self.config.boot[..]);
-        if new || clean || same_boot {
+        let trusted = new || (clean && !doubting) || same_boot;
+        if trusted {
             // Another one is noted when all has been looked at.
             kv.put(Table::Meta, Meta::BOOT, &self.config.boot)?;
         }
@@ -220,17 +223,19 @@ where
         self.first_scan = kv.get(Table::Meta, Meta::FIRST_SCAN)?.is_some();
         let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         self.checkpoint = Hlc(checkpoint);
-        if new || clean || same_boot {
+        if trusted {
             self.advance_checkpoint()?;
         }
         self.records.commit()?;
         if !new && !clean {
             self.report(EventKind::UnexpectedShutdown, self.config.folder_name.clone());
             self.recover()?;
-            self.suspect = !same_boot;
-            if self.suspect && !alone {
-                self.hold_until = Some(Hlc(self.now.0 + self.config.limits.hold));
-            }
+        }
+        self.suspect = !trusted;
+        if self.suspect && !alone {
+            self.hold_until = Some(Hlc(self.now.0 + self.config.limits.hold));
+        }
+        if !new && !clean {
             self.report(EventKind::Recovered, self.config.folder_name.clone());
         }
         self.clear_staging()?;

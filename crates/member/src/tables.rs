@@ -32,8 +32,14 @@ impl Meta {
     pub(crate) const PHASE: &'static [u8] = b"member.phase";
     /// There until the primary has compared all of its tree for the first time.
     pub(crate) const FIRST_SCAN: &'static [u8] = b"member.first-scan";
-    /// One byte: 1 closed properly.
+    /// One byte, one of the three below.
     pub(crate) const CLEAN: &'static [u8] = b"member.clean";
+    /// It is open, or was when its process ended.
+    pub(crate) const SERVING: u8 = 0;
+    /// It was closed properly.
+    pub(crate) const STOPPED: u8 = 1;
+    /// It was closed properly before all had been looked at that a power cut may have changed.
+    pub(crate) const STOPPED_DOUBTING: u8 = 2;
     /// The boot id under which the database was last open.
     pub(crate) const BOOT: &'static [u8] = b"member.boot";
     /// The durability checkpoint: microseconds since 1970, 8 bytes big-endian.

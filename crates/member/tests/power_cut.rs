@@ -77,6 +77,22 @@ fn what_was_written_lately_is_read_again_whatever_its_stamp_says() {
     assert!(silent.iter().all(|&count| count > 0), "no power cut left new bytes under an old stamp: {silent:?}");
 }
 
+/// Who is stopped properly right after the start that follows a power cut looks at it all with the next start.
+#[test]
+fn a_proper_stop_ends_no_doubt() {
+    let mut silent = 0;
+    for seed in 0..100 {
+        let mut couple = start();
+        silent += u64::from(cut(&mut couple, seed, false));
+        couple.restart(Limits::default());
+        couple.members[1].replica.as_mut().unwrap().close().unwrap();
+        couple.restart(Limits::default());
+        settle(&mut couple);
+        expect_known(&couple, &format!("power cut {seed}"));
+    }
+    assert!(silent > 0, "no power cut left new bytes under an old stamp");
+}
+
 /// Paths with their modes, and contents.
 fn gist(couple: &Couple, at: usize) -> Vec<String> {
     let content = |e: &TreeEntry| e.content.as_ref().map(|c| c.bytes().escape_ascii().to_string());
