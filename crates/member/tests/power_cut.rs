@@ -6,10 +6,9 @@
 mod couple;
 
 use anabranch_member::Limits;
-use anabranch_model::{Content, Uid};
 use anabranch_volume::fs::Fs;
 use anabranch_volume::simulated::{DiskConfig, SimFs, Tree, TreeEntry};
-use couple::{Couple, settle};
+use couple::{Couple, expect_known, settle};
 
 const NAME: &[u8] = b"notes";
 
@@ -44,22 +43,6 @@ fn cut(couple: &mut Couple, seed: u64, moved: bool) -> bool {
         |tree: &Tree, name: &[u8]| tree.get(name).map(|e| (e.mtime, e.content.as_ref().map(|c| c.bytes().to_vec())));
     let (Some((old, was)), Some((new, is))) = (at(&before, NAME), at(&after, name)) else { return false };
     old == new && was.as_ref().map(Vec::len) == is.as_ref().map(Vec::len) && was != is
-}
-
-/// The second one's records say what is in its tree.
-fn expect_known(couple: &Couple, when: &str) {
-    let second = &couple.members[1];
-    let records = second.replica.as_ref().unwrap().records();
-    for (path, entry) in second.fs.tree() {
-        let Some(content) = entry.content else { continue };
-        let mut at = Uid::ROOT;
-        for name in path.split(|&byte| byte == b'/') {
-            at = records.shown_at(at, name).unwrap().unwrap_or_else(|| panic!("{when}: {name:?} is not recorded"));
-        }
-        let recorded = records.record(at).unwrap().unwrap().content.unwrap().value;
-        let Content::File { hash, .. } = recorded else { panic!("{when}: {recorded:?}") };
-        assert_eq!(hash, *blake3::hash(content.bytes()).as_bytes(), "{when}: {}", content.bytes().escape_ascii());
-    }
 }
 
 #[test]

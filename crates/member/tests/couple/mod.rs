@@ -11,7 +11,7 @@ use std::rc::Rc;
 use anabranch_engine::MemoryKv;
 use anabranch_engine::kv::{Kv, KvError, Pair, Table};
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
-use anabranch_model::{FolderId, Hlc, ReplicaId};
+use anabranch_model::{Content, FolderId, Hlc, ReplicaId, Uid};
 use anabranch_net::message::{Message, Piece};
 use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs, Thing};
 
@@ -252,6 +252,22 @@ pub(crate) fn expect_equal(couple: &Couple, when: &str) {
     let replica = two.replica.as_ref().unwrap();
     assert!(replica.records().known().sequence(replica.replica_id()).0 == 0, "{when}: the second issued versions");
     assert_eq!(replica.counters().unseen, 0, "{when}");
+}
+
+/// The second one's records say what is in its tree.
+pub(crate) fn expect_known(couple: &Couple, when: &str) {
+    let second = &couple.members[1];
+    let records = second.replica.as_ref().unwrap().records();
+    for (path, entry) in second.fs.tree() {
+        let Some(content) = entry.content else { continue };
+        let mut at = Uid::ROOT;
+        for name in path.split(|&byte| byte == b'/') {
+            at = records.shown_at(at, name).unwrap().unwrap_or_else(|| panic!("{when}: {name:?} is not recorded"));
+        }
+        let recorded = records.record(at).unwrap().unwrap().content.unwrap().value;
+        let Content::File { hash, .. } = recorded else { panic!("{when}: {recorded:?}") };
+        assert_eq!(hash, *blake3::hash(content.bytes()).as_bytes(), "{when}: {}", content.bytes().escape_ascii());
+    }
 }
 
 /// A user's change of a tree.

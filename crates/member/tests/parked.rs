@@ -1,0 +1,68 @@
+//! Directories that were put aside into staging for a moment, when the daemon dies in that moment: what a user wrote in them
+//! shortly before is in nobody's records, and no name leads to them.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod couple;
+
+use anabranch_member::Limits;
+use anabranch_volume::simulated::DiskConfig;
+use couple::{Couple, expect_known, settle};
+
+fn start() -> Couple {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        for name in [&b"a"[..], b"b", b"c"] {
+            fs.mkdir(name).unwrap();
+            fs.write(&[name, b"/f"].concat(), b"one").unwrap();
+        }
+    });
+    couple.connect();
+    settle(&mut couple);
+    couple
+}
+
+fn contents(couple: &Couple, at: usize) -> Vec<(String, Option<String>)> {
+    let text = |bytes: &[u8]| bytes.escape_ascii().to_string();
+    let tree = couple.members[at].fs.tree();
+    tree.into_iter().map(|(path, e)| (text(&path), e.content.map(|content| text(content.bytes())))).collect()
+}
+
+#[test]
+fn what_was_written_in_a_directory_that_was_put_aside_is_found_after_the_daemon_died() {
+    let (mut after, mut put_aside) = (0, 0);
+    loop {
+        let mut couple = start();
+        couple.disconnect();
+        couple.change(&[
+            &|fs| fs.rename(b"a", b"d").unwrap(),
+            &|fs| fs.rename(b"c", b"a").unwrap(),
+            &|fs| fs.rename(b"b", b"c").unwrap(),
+            &|fs| fs.rename(b"d", b"b").unwrap(),
+        ]);
+        couple.connect();
+        let second = couple.members[1].fs.clone();
+        for mine in [&b"a/mine"[..], b"b/mine", b"c/mine"] {
+            second.write(mine, mine).unwrap();
+        }
+        // The daemon dies before it is told of them.
+        drop(second.take_hints());
+        second.power().cut_after(after);
+        settle(&mut couple);
+        if second.power().is_on() {
+            break;
+        }
+        couple.members[1].replica = None;
+        second.process_died();
+        put_aside += usize::from(contents(&couple, 1).len() < 9);
+        couple.restart(Limits::default());
+        settle(&mut couple);
+        let expected = [("a", "c/mine"), ("b", "a/mine"), ("c", "b/mine")].into_iter().flat_map(|(name, mine)| {
+            [(name.to_owned(), None), (format!("{name}/f"), Some("one")), (format!("{name}/mine"), Some(mine))]
+        });
+        let expected: Vec<_> = expected.map(|(path, content)| (path, content.map(str::to_owned))).collect();
+        assert_eq!(contents(&couple, 1), expected, "died after step {after}");
+        expect_known(&couple, &format!("died after step {after}"));
+        after += 1;
+    }
+    assert!(put_aside > 0, "in none of {after} steps was a directory put aside");
+}
