@@ -30,11 +30,12 @@ mod scan;
 mod serve;
 mod start;
 pub mod steps;
+mod sums;
 mod tables;
 mod unnoted;
 
 pub use config::{Config, FreshIds, Limits, RecoveryPolicy};
 pub use events::{Event, EventKind, Level};
 pub use replica::{Counters, Input, LinkId, Output, Partner, Phase, Replica, Stop, Waiting};
-pub use serve::Comparison;
+pub use sums::Comparison;
 pub use tables::{Preserved, Reason};

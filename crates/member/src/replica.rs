@@ -271,7 +271,9 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) returning_at: Option<Hlc>,
     /// What partners knew at their last complete pass.
     pub(crate) partner_known: BTreeMap<ReplicaId, Knowledge>,
-    pub(crate) verifying: BTreeMap<LinkId, crate::serve::Comparison>,
+    pub(crate) verifying: BTreeMap<LinkId, crate::sums::Comparison>,
+    /// What buckets hold, for comparisons under way.
+    pub(crate) rows: crate::sums::Rows,
     pub(crate) root_lost: bool,
     /// Something was preserved since quotas were looked at.
     pub(crate) purge_due: bool,

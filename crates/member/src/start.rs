@@ -126,6 +126,7 @@ where
             returning_at: None,
             partner_known: BTreeMap::new(),
             verifying: BTreeMap::new(),
+            rows: crate::sums::Rows::default(),
             root_lost: false,
             purge_due: true,
             lately: VecDeque::new(),

@@ -4,7 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
@@ -21,16 +21,18 @@ const START: u64 = 1_700_000_000_000_000;
 pub(crate) struct Database {
     kv: Rc<RefCell<MemoryKv>>,
     power: Power,
+    /// Pages of records that were read.
+    pub(crate) pages: Rc<Cell<usize>>,
 }
 
 impl Database {
     fn new(fs: &SimFs) -> Self {
-        Self { kv: Rc::default(), power: fs.power() }
+        Self { kv: Rc::default(), power: fs.power(), pages: Rc::default() }
     }
 
     fn committed(&self) -> Self {
         let committed = self.kv.borrow().committed();
-        Self { kv: Rc::new(RefCell::new(committed)), power: self.power.clone() }
+        Self { kv: Rc::new(RefCell::new(committed)), power: self.power.clone(), pages: Rc::clone(&self.pages) }
     }
 }
 
@@ -45,6 +47,7 @@ impl Kv for Database {
         self.kv.borrow_mut().delete(table, key)
     }
     fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
+        self.pages.set(self.pages.get() + usize::from(table == Table::Records));
         self.kv.borrow().range(table, from, to, limit)
     }
     fn last(&self, table: Table) -> Result<Option<Pair>, KvError> {
