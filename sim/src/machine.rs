@@ -3,7 +3,7 @@
 //! The one behind it is the replica of the `member` crate; the trait lets the world and its oracle be tried with others
 //! that do less or do it wrong.
 
-use anabranch_model::{Hlc, Names, ReplicaId};
+use anabranch_model::{Hlc, Names, Record, ReplicaId, Uid};
 use anabranch_net::message::{Envelope, Message};
 use anabranch_volume::simulated::SimFs;
 use anabranch_volume::watch::Hint;
@@ -127,7 +127,7 @@ pub(crate) trait Machine {
     ///
     /// # Errors
     /// As [`Self::preserved`].
-    fn records(&self) -> Result<Vec<(String, String)>, String>;
+    fn records(&self) -> Result<Vec<(Uid, Record)>, String>;
     /// A digest of what its records show to be there: equal for equal trees of one history.
     fn state(&self) -> u64;
     /// The latest time that any of its records carries.

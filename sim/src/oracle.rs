@@ -21,7 +21,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anabranch_model::Hlc;
+use anabranch_model::{Hlc, Knowledge, Record, Uid};
 use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Damage, Deed, SimFs, Thing, Tree, Wreck};
 
@@ -95,7 +95,7 @@ pub(crate) struct AtRest {
     /// Versions and values.
     pub(crate) versions: Vec<(String, [u8; 32])>,
     /// UIDs and records.
-    pub(crate) records: Vec<(String, String)>,
+    pub(crate) records: Vec<(Uid, Record)>,
 }
 
 impl AtRest {
@@ -435,17 +435,32 @@ fn converged(members: &[AtRest], out: &mut Vec<Violation>) {
     }
 }
 
-/// Tombstones are collected here earlier than there: only what two members have is compared.
+/// Tombstones are collected here earlier than there: only what two members have is compared. Where a member between the two
+/// has collected one already, it carries no more to the one which histories the other joined: all know the versions by then
+/// that these speak of, so nothing is decided by them any more.
 fn agreed(members: &[AtRest], out: &mut Vec<Violation>) {
-    let mut known: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+    let mut known: BTreeMap<Uid, Vec<(&str, &Record)>> = BTreeMap::new();
     for member in members {
         for (uid, record) in &member.records {
-            let (name, other) = *known.entry(uid).or_insert((&member.name, record));
-            if other != record {
-                let text = format!("{name} and {} have other records: {other} and {record}", member.name);
-                out.push(Violation { invariant: "Agreement", text });
-                return;
+            known.entry(*uid).or_default().push((&member.name, record));
+        }
+    }
+    for (_, kept) in known {
+        let collected = kept.len() < members.len() && kept.iter().all(|(_, record)| record.placement.value.deleted);
+        let compared = |record: &Record| {
+            let mut record = record.clone();
+            if collected {
+                record.placement.written.history = Knowledge::default();
+                record.content.iter_mut().for_each(|f| f.written.history = Knowledge::default());
+                record.attributes.iter_mut().for_each(|f| f.written.history = Knowledge::default());
             }
+            record
+        };
+        let Some(((name, first), others)) = kept.split_first() else { continue };
+        if let Some((other, record)) = others.iter().find(|(_, record)| compared(record) != compared(first)) {
+            let text = format!("{name} and {other} have other records: {first:?} and {record:?}");
+            out.push(Violation { invariant: "Agreement", text });
+            return;
         }
     }
 }

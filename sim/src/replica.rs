@@ -147,7 +147,7 @@ impl Machine for Member {
         Ok(out)
     }
 
-    fn records(&self) -> Result<Vec<(String, String)>, String> {
+    fn records(&self) -> Result<Vec<(Uid, Record)>, String> {
         let mut out = Vec::new();
         self.each_record(&mut |record| {
             let mut record = record.clone();
@@ -155,7 +155,7 @@ impl Machine for Member {
             record.placement.written.merged = false;
             record.content.iter_mut().for_each(|f| f.written.merged = false);
             record.attributes.iter_mut().for_each(|f| f.written.merged = false);
-            out.push((format!("{:?}", record.uid), format!("{record:?}")));
+            out.push((record.uid, record));
         })?;
         Ok(out)
     }

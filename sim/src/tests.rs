@@ -47,7 +47,7 @@ impl Machine for Wrong {
         let value = if self.contradicts { self.fs.tree().len() as u8 } else { 0 };
         Ok(vec![("a version".into(), [value; 32])])
     }
-    fn records(&self) -> Result<Vec<(String, String)>, String> {
+    fn records(&self) -> Result<Vec<(anabranch_model::Uid, anabranch_model::Record)>, String> {
         Ok(Vec::new())
     }
     fn state(&self) -> u64 {
