@@ -154,6 +154,19 @@ impl<K: Kv> Records<K> {
         Ok(self.settle()?)
     }
 
+    /// Writes down once more where something is, as a resolution of that: who has no record of it any more takes it in again,
+    /// and whatever somebody did to it since beats it (design, section 12).
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn keep(&mut self, now: Hlc, uid: Uid) -> Result<(), ChangeError> {
+        let Some((number, old)) = self.row(uid)?.filter(|_| !self.settings.read_only) else { return Ok(()) };
+        let mut new = old.clone();
+        new.placement.written = self.resolved(now, &old);
+        self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
+        Ok(self.settle()?)
+    }
+
     /// Who wrote the placement that won: of a cycle the latest one.
     fn winner_author(&self, uid: Uid, winner: Option<Uid>) -> Result<Option<ReplicaId>, KvError> {
         let stamp = match winner {

@@ -543,6 +543,28 @@ fn what_was_collected_does_not_come_back_with_a_later_pass() {
 }
 
 #[test]
+fn what_is_kept_comes_back_to_whoever_has_forgotten_it_and_beats_no_change_of_a_user() {
+    let (mut a, mut b) = (replica(A), replica(B));
+    let now = Hlc(1_000_000);
+    let forgotten = step(&mut a, |a| a.add(now, file(Uid::ROOT, "forgotten", 1)).unwrap());
+    let moved = step(&mut a, |a| a.add(now, file(Uid::ROOT, "there", 2)).unwrap());
+    pull(&mut b, &a, now);
+    step(&mut b, |b| b.forget(forgotten).unwrap());
+    step(&mut b, |b| b.place(now, moved, Uid::ROOT, name("elsewhere")).unwrap());
+    step(&mut a, |a| {
+        a.keep(now, forgotten).unwrap();
+        a.keep(now, moved).unwrap();
+    });
+    pull(&mut b, &a, now);
+    pull(&mut a, &b, now);
+    for records in [&a, &b] {
+        let at = |name: &[u8]| records.shown_at(Uid::ROOT, name).unwrap();
+        assert_eq!((at(b"forgotten"), at(b"elsewhere"), at(b"there")), (Some(forgotten), Some(moved), None));
+    }
+    assert_eq!(a.record(moved).unwrap(), b.record(moved).unwrap());
+}
+
+#[test]
 fn fields_of_later_versions_are_passed_on() {
     let (mut a, mut b) = (replica(A), replica(B));
     let uid = step(&mut a, |a| a.add(Hlc(1), file(Uid::ROOT, "x", 1)).unwrap());

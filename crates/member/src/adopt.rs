@@ -212,7 +212,7 @@ where
         // The pass made our knowledge cover the partner's: what it knows of is what both know.
         let page = self.records.records(after, ASK)?;
         if page.is_empty() {
-            return self.returned();
+            return self.returned(true);
         }
         let uids: Vec<Uid> = page.iter().map(|r| r.uid).collect();
         self.returning_request = Some((id, uids.clone()));
@@ -247,7 +247,7 @@ where
         let next = self.comparable().find(|other| *other > id);
         match next {
             Some(next) => self.ask_presence(next, None),
-            None if self.now.0 >= since.0.saturating_add(self.config.limits.hold) => self.returned(),
+            None if self.now.0 >= since.0.saturating_add(self.config.limits.hold) => self.returned(false),
             None => {
                 self.returning_at = Some(Hlc(self.now.0 + self.config.limits.retry));
                 Ok(())
@@ -270,19 +270,38 @@ where
         first.map_or(Ok(()), |id| self.ask_presence(id, None))
     }
 
-    /// The comparison is complete: versions may be issued again.
-    fn returned(&mut self) -> Result<()> {
+    /// The comparison is complete, or nobody is there with whom to compare: versions may be issued again.
+    fn returned(&mut self, compared: bool) -> Result<()> {
         self.returning_request = None;
         (self.returning_since, self.returning_at) = (None, None);
         self.records.begin()?;
         self.phase = Phase::Normal;
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        if !compared {
+            self.keep_everything()?;
+        }
         self.keep_what_was_written_within()?;
         self.records.commit()?;
         self.walk_again_from(&[]);
         self.work_at = Some(self.now);
         self.scan_everything();
         self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// Others may have deleted some of what is here and forgotten that, and be put back to a state after it: then nobody would
+    /// ever say so, and they would be without it. Rather it is everywhere again.
+    fn keep_everything(&mut self) -> Result<()> {
+        let mut after = None;
+        loop {
+            let page = self.records.records(after, ASK)?;
+            let Some(last) = page.last() else { return self.note_touched() };
+            after = Some(last.uid);
+            for record in &page {
+                if self.records.live(record.uid)? {
+                    self.records.keep(self.now, record.uid)?;
+                }
+            }
+        }
     }
 
     /// What was written here before the comparison is known to nobody else, and stays; a directory of it that was deleted
