@@ -5,7 +5,7 @@
 //! a candidate that the install replaces and preserves, what partners do not have goes to `PreExisting`. Nothing that was
 //! here is ever sent or deleted.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{Content, Hlc, Knowledge, Names, Uid, Version};
@@ -305,19 +305,34 @@ where
     }
 
     /// What was written here before the comparison is known to nobody else, and stays; a directory of it that was deleted
-    /// elsewhere meanwhile is made anew.
+    /// elsewhere meanwhile is made anew. What lies nowhere any more, since another took its name, goes where the rest of its
+    /// directory went, or into the root.
     fn keep_what_was_written_within(&mut self) -> Result<()> {
         self.records.begin_changes(self.now)?;
-        let mut after = None;
+        let (mut after, mut went, mut left) = (None, BTreeMap::new(), Vec::new());
         loop {
             let page = self.records.records(after, ASK)?;
             let Some(last) = page.last() else { break };
             after = Some(last.uid);
             for record in &page {
-                let placement = &record.placement.value;
-                if self.records.live(record.uid)? && placement.parent != Uid::ROOT {
-                    self.keep_within(record.uid)?;
+                let directory = record.placement.value.parent;
+                if directory == Uid::ROOT || !self.records.live(record.uid)? {
+                    continue;
                 }
+                self.keep_within(record.uid)?;
+                let Some(kept) = self.records.record(record.uid)? else { continue };
+                if kept.placement.value.parent != directory {
+                    went.insert(directory, kept.placement.value.parent);
+                } else if self.records.record(directory)?.is_none() {
+                    left.push(kept);
+                }
+            }
+        }
+        for record in left {
+            let (place, uid) = (&record.placement.value, record.uid);
+            match went.get(&place.parent) {
+                Some(directory) => self.records.place(self.now, uid, *directory, place.name.clone())?,
+                None => self.records.place(self.now, uid, Uid::ROOT, place.name.beside(uid))?,
             }
         }
         self.records.end_changes()?;
