@@ -507,9 +507,14 @@ where
         }
     }
 
-    /// Something in the tree is not as the database has it: it is compared soon.
+    /// Something in the tree is not as the database has it: it is compared soon. What waits already to be looked at again waits
+    /// on: two things that can only be recorded together would be looked at by turns else, each for its own row, for ever.
     pub(crate) fn local_change(&mut self, parent: NodeId, name: &[u8]) {
-        self.changed.insert((parent, name.to_vec()));
+        let key = (parent, name.to_vec());
+        if self.later.contains_key(&key) {
+            return;
+        }
+        self.changed.insert(key);
         self.observe_at = Some(self.now);
     }
 
