@@ -276,13 +276,14 @@ where
         Ok(())
     }
 
-    /// Looks at an entry again after a while; with an empty name at the whole of the directory.
+    /// Looks at an entry again after a while; with an empty name at the whole of the directory. What waits for that already is
+    /// not put off: each of many things that wait for it would do so in turn.
     #[track_caller]
     fn again_later(&mut self, parent: NodeId, name: &[u8]) {
         // Where the decision was made is what one wants to know of an entry that never comes to rest.
         let decided = std::panic::Location::caller().line();
         tracing::debug!(member = self.config.member, name = %name.escape_ascii(), decided, "looked at again later");
-        self.later.insert((parent, name.to_vec()), Hlc(self.now.0 + self.config.limits.retry));
+        self.later.entry((parent, name.to_vec())).or_insert(Hlc(self.now.0 + self.config.limits.retry));
     }
 
     /// Has another node the name of this one? Then it is elsewhere or gone, and no look at its name tells.

@@ -228,7 +228,7 @@ where
             };
             if !there {
                 // Both at one time: what left it may lie in what was found, and can be recorded only together with that.
-                self.again_later(id, name);
+                self.later.insert((id, name.clone()), Hlc(self.now.0 + self.config.limits.retry));
                 return Ok(true);
             }
         }
