@@ -77,6 +77,45 @@ fn usage_errors_end_with_2_and_asking_without_a_daemon_with_3() -> Result<()> {
 }
 
 #[test]
+fn what_cannot_be_printed_or_logged_is_an_error_and_ends_no_daemon() -> Result<()> {
+    let mut cluster = lone(User::Same)?;
+    let member = &mut cluster.members[0];
+    member.stop()?;
+    let log = member.data().with_file_name("log");
+    fs::rename(&log, log.with_extension("old"))?;
+    std::os::unix::fs::symlink("/dev/full", &log)?;
+    member.serve()?;
+    member.expect_running()?;
+    let full = fs::File::options().write(true).open("/dev/full")?;
+    let status = member.command(&["invite"]).stdout(full.try_clone()?).output()?;
+    let said = String::from_utf8_lossy(&status.stderr).into_owned();
+    ensure!(status.status.code() == Some(3) && said.contains("standard output"), "{:?}: {said}", status.status);
+    let status = member.command(&["filehash", "/nowhere"]).stderr(full).status()?;
+    ensure!(status.code() == Some(1), "{status}");
+    member.stop()
+}
+
+/// `--data` behind `verify` reads all bytes; the directory of a member's state is meant where one follows.
+#[test]
+fn the_state_may_be_named_behind_verify_too() -> Result<()> {
+    let cluster = Cluster::joined(2, User::Same)?;
+    cluster.create_folder("mesh")?;
+    cluster.settle()?;
+    let member = &cluster.members[0];
+    let data = member.data();
+    let data = data.to_str().context("the path of a test is no text")?;
+    for words in [
+        &["folder", "verify", FOLDER, "--data", data][..],
+        &["folder", "verify", "--data", data, FOLDER],
+        &["folder", "verify", "--data", FOLDER],
+        &["folder", "verify", "--data", data, FOLDER, "--data"],
+    ] {
+        member.run(words)?;
+    }
+    Ok(())
+}
+
+#[test]
 fn two_daemons_do_not_share_one_state() -> Result<()> {
     let cluster = lone(User::Same)?;
     cluster.members[0].ask(&["serve"])?.refused(3, &["already"])

@@ -93,7 +93,7 @@ async fn show(from: Option<PathBuf>, once: bool) -> Result<u8, Failure> {
         let _ = voice.line("\nEnding the three members and removing their folder.");
     }
     if let Err(Stop::Failed(failure)) = &mut outcome {
-        eprint!("{}", stage.logs());
+        crate::complain(stage.logs().trim_end());
         if let Some(words) = stage.no_room_left() {
             failure.hint = Some(words);
         }

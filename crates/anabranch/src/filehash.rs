@@ -51,24 +51,18 @@ pub(crate) fn run(paths: &[PathBuf], json: bool) -> Result<u8, Failure> {
     let mut code = 0;
     for path in paths {
         match of(path) {
-            Ok(h) if json => println_data(&json!({
+            Ok(h) if json => crate::commands::print(&json!({
                 "path": path.to_string_lossy(), "kind": h.kind, "size": h.size, "data": h.data, "attributes": h.attributes
             }).to_string()),
             Ok(h) => {
                 let data = h.data.unwrap_or_else(|| "-".repeat(64));
-                println_data(&format!("{data}  {}  {:<9}  {}", h.attributes, h.kind, path.display()));
+                crate::commands::print(&format!("{data}  {}  {:<9}  {}", h.attributes, h.kind, path.display()));
             }
             Err(cause) => {
-                eprintln!("error: {}: {cause}", path.display());
+                crate::complain(&format!("error: {}: {cause}", path.display()));
                 code = 1;
             }
         }
     }
     Ok(code)
-}
-
-/// A closed pipe is not an error.
-fn println_data(text: &str) {
-    use std::io::Write;
-    let _ = writeln!(std::io::stdout(), "{text}");
 }

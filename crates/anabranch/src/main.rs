@@ -233,15 +233,16 @@ enum RecoveryCommand {
 }
 
 /// `folder verify --data` reads bytes, everywhere else `--data DIR` names the local state: behind `verify` the word
-/// without `=` is the former.
+/// without `=` is the former, unless a directory that holds a member's state follows it.
 fn arguments(words: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
-    let mut verify = false;
-    words
-        .map(|word| {
-            verify |= word == "verify";
-            if verify && word == "--data" { "--read-data".into() } else { word }
-        })
-        .collect()
+    let mut words = words.peekable();
+    let (mut verify, mut out) = (false, Vec::new());
+    while let Some(word) = words.next() {
+        verify |= word == "verify";
+        let state = words.peek().is_some_and(|next| local::Data(next.into()).exists());
+        out.push(if verify && word == "--data" && !state { "--read-data".into() } else { word });
+    }
+    out
 }
 
 fn main() -> ExitCode {
@@ -257,18 +258,35 @@ fn main() -> ExitCode {
     };
     let filter = tracing_subscriber::EnvFilter::try_from_env("ANABRANCH_LOG")
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    // A log that nobody can take, on a full disk or in a closed pipe, ends nothing; an error of its own would be a panic.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    log.log_internal_errors(false).init();
     match commands::run(cli) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => match commands::unprinted() {
+            None => ExitCode::from(code),
+            Some(cause) => {
+                complain(
+                    "error: cannot write to standard output; what was asked for is done, but not all of it was printed",
+                );
+                complain(&format!("  caused by: {cause}"));
+                ExitCode::from(3)
+            }
+        },
         Err(failure) => {
-            eprintln!("error: {}", failure.error);
+            complain(&format!("error: {}", failure.error));
             if let Some(cause) = &failure.cause {
-                eprintln!("  caused by: {cause}");
+                complain(&format!("  caused by: {cause}"));
             }
             if let Some(hint) = &failure.hint {
-                eprintln!("hint: {hint}");
+                complain(&format!("hint: {hint}"));
             }
             ExitCode::from(failure.code)
         }
     }
+}
+
+/// A line on standard error, if that can be written.
+pub(crate) fn complain(line: &str) {
+    use std::io::Write as _;
+    let _ = writeln!(std::io::stderr(), "{line}");
 }

@@ -187,6 +187,11 @@ impl Fs for LinuxFs {
         let fd = match rustix::fs::open(&self.inner.path, flags, Mode::empty()) {
             Ok(fd) => fd,
             Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(false),
+            Err(rustix::io::Errno::MFILE | rustix::io::Errno::NFILE | rustix::io::Errno::NOMEM) => {
+                // It says nothing of the directory, and what needs no descriptor tells enough.
+                let (there, ours) = (rustix::fs::stat(&self.inner.path)?, rustix::fs::fstat(&self.inner.readable)?);
+                return Ok((there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino));
+            }
             Err(e) => return Err(e.into()),
         };
         let (place, object) = look::root(fd.as_fd())?;

@@ -30,7 +30,7 @@ impl Database {
         Self { kv: Rc::default(), power: fs.power(), pages: Rc::default() }
     }
 
-    fn committed(&self) -> Self {
+    pub(crate) fn committed(&self) -> Self {
         let committed = self.kv.borrow().committed();
         Self { kv: Rc::new(RefCell::new(committed)), power: self.power.clone(), pages: Rc::clone(&self.pages) }
     }

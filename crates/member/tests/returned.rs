@@ -1,0 +1,63 @@
+//! A member is put back to an image of its disk and its database (design, section 11).
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod couple;
+
+use anabranch_member::{Input, Limits};
+use anabranch_net::message::Message;
+use anabranch_volume::simulated::DiskConfig;
+use couple::{Couple, settle};
+
+/// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
+/// was told of an acknowledgement since, too. Whether the first one notices: it goes on under another replica id.
+fn notices(acknowledged: bool) -> bool {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+    couple.connect();
+    settle(&mut couple);
+    let id = |couple: &Couple| couple.members[0].replica.as_ref().unwrap().replica_id();
+    let (disk, before) = (couple.members[0].fs.image(), id(&couple));
+    let database = couple.members[0].database.committed();
+    let first = couple.members[0].fs.clone();
+    first.write(b"g", b"later than the image").unwrap();
+    couple.queue.push_back((0, Input::Hints(first.take_hints())));
+    while !couple.members[1].fs.exists(b"g") {
+        let withheld = |to: usize, input: &Input| {
+            to == 1 && !acknowledged && matches!(input, Input::Received(_, Message::Acknowledged { .. }))
+        };
+        couple.queue.retain(|(to, input)| !withheld(*to, input));
+        assert!(couple.step(), "the second one is not told");
+    }
+    settle(&mut couple);
+    couple.disconnect();
+    while !couple.queue.is_empty() {
+        couple.step();
+    }
+    couple.members[0].replica = None;
+    first.restore(&disk);
+    couple.members[0].database = database;
+    couple.restart_at(0, Limits::default());
+    (0..1_000).any(|_| {
+        couple.step();
+        id(&couple) != before
+    })
+}
+
+#[test]
+fn who_is_put_back_notices_it_by_its_marks_and_by_its_acknowledgements() {
+    for acknowledged in [false, true] {
+        assert!(notices(acknowledged), "acknowledged: {acknowledged}");
+    }
+}
+
+/// The test above can fail.
+#[cfg(feature = "mutants")]
+#[test]
+fn mutant_that_looks_at_no_marks_is_caught() {
+    use anabranch_member::steps::{Step, break_step};
+
+    break_step(Some(Step::MarkEcho));
+    let noticed = notices(false);
+    break_step(None);
+    assert!(!noticed, "it noticed without its marks");
+}
