@@ -217,7 +217,8 @@ fn verify_text(found: &Value) -> String {
         if differ == 0 {
             lines.push(format!("{name}: equal as of the comparison at {at}"));
         } else {
-            lines.push(format!("{name}: {differ} paths differ as of the comparison at {at}"));
+            let paths = if differ == 1 { "path differs" } else { "paths differ" };
+            lines.push(format!("{name}: {differ} {paths} as of the comparison at {at}"));
             for path in partner["differ"].as_array().unwrap_or(&Vec::new()) {
                 lines.push(format!("  {}", path.as_str().unwrap_or_default()));
             }
@@ -253,15 +254,24 @@ fn clock(micros: u64) -> String {
 
 fn status_text(status: &Value) -> String {
     let mut lines = vec![format!("member {} on {}", field(status, "member"), field(status, "listen"))];
-    for folder in status["folders"].as_array().unwrap_or(&Vec::new()) {
+    let mut folders: Vec<&Value> = status["folders"].as_array().into_iter().flatten().collect();
+    // The domain's own folder after those of the users.
+    folders.sort_by_key(|folder| {
+        let name = field(folder, "name");
+        (name.starts_with('$'), name)
+    });
+    for folder in folders {
         let state = if folder["in_step"].as_bool() == Some(true) { "in step".into() } else { field(folder, "state") };
+        let watching = match folder["watching"].as_str() {
+            Some(by) if !by.is_empty() => format!(" (changes seen by {by})"),
+            _ => String::new(),
+        };
         lines.push(format!(
-            "folder {}: {state}, {} items, {} outstanding here, at {} (changes seen by {})",
+            "folder {}: {state}, {} items, {} outstanding here, at {}{watching}",
             field(folder, "name"),
             field(folder, "files"),
             field(folder, "outstanding"),
             field(folder, "path"),
-            field(folder, "watching"),
         ));
         lines.push(format!(
             "  on the wire since the start: {} bytes sent, {} received",
@@ -269,7 +279,7 @@ fn status_text(status: &Value) -> String {
             field(folder, "wire_received"),
         ));
         if let Some(error) = folder["error"].as_str() {
-            lines.push(format!("  stopped: {error}"));
+            lines.push(format!("  stopped: {}", error.split_whitespace().collect::<Vec<_>>().join(" ")));
         }
         for partner in folder["partners"].as_array().unwrap_or(&Vec::new()) {
             let connected = if partner["connected"].as_bool() == Some(true) { "connected" } else { "not connected" };
@@ -295,7 +305,7 @@ async fn events(socket: &Path, follow: bool, json: bool) -> Result<(), Failure> 
                 print(&event.to_string());
             } else {
                 print(&format!(
-                    "{}  {:>5}  {:<11}  {}  {}: {}",
+                    "{}  {:>5}  {:<11}  {:<12}  {}: {}",
                     clock(event["time"].as_u64().unwrap_or(0)),
                     field(event, "number"),
                     field(event, "level"),

@@ -104,9 +104,12 @@ impl Daemon {
             let daemon = Arc::clone(&daemon);
             Arc::new(move |key: &KeyFingerprint| daemon.member_of(key).is_some())
         };
-        let listener = Listener::bind(daemon.local.listen, &daemon.identity, pins)
-            .await
-            .map_err(|e| Failure::failed(format!("cannot listen on {}", daemon.local.listen)).because(chain(&e)))?;
+        let listener = Listener::bind(daemon.local.listen, &daemon.identity, pins).await.map_err(|e| {
+            Failure::failed(format!("cannot listen on {}", daemon.local.listen)).because(chain(&e)).hint(format!(
+                "end what listens there, or change `listen` in {}/anabranch.toml",
+                daemon.data.0.display()
+            ))
+        })?;
         let socket = anabranch_console::bind(&daemon.data.socket()).map_err(|e| {
             Failure::failed(format!("cannot make {}", daemon.data.socket().display())).because(e.to_string())
         })?;

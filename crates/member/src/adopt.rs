@@ -121,7 +121,8 @@ where
                     known.push((record, stat));
                 }
                 None if stat.kind == Kind::Other => {
-                    self.report_once(EventKind::Skipped, String::from_utf8_lossy(&entry.name).into_owned());
+                    let path = self.node_path(id, &entry.name)?;
+                    self.report_once(EventKind::Skipped, String::from_utf8_lossy(&path).into_owned());
                 }
                 None => self.pre_existing(id, &dir, &entry.name, &stat)?,
             }

@@ -1066,6 +1066,15 @@ where
                     Ok(dir) => dir,
                     Err(why) => return Ok(Looked::Wait(why)),
                 };
+                // A write between the look and this call would bear our time afterwards, and a ctime that is ours: the lease
+                // keeps it out. A link's target does not change.
+                let guard = match old.kind == Kind::File {
+                    true => match self.guard(&dir, &old.name, &old)? {
+                        Ok(guard) => Some(guard),
+                        Err(why) => return Ok(Looked::Wait(why)),
+                    },
+                    false => None,
+                };
                 match self.set_time(&dir, &old, facet.mtime) {
                     Ok(Some(stamp)) => node.stamp = stamp,
                     Ok(None) => {
@@ -1073,6 +1082,9 @@ where
                         return Ok(Looked::Wait(Waiting::LocalChange));
                     }
                     Err(error) => return Ok(Looked::Wait(self.failed(old.parent, &old.name, &error)?)),
+                }
+                if let (Some((_, _, leased)), Some(disk)) = (&guard, node.content.as_mut()) {
+                    disk.provisional |= !leased;
                 }
                 batch.unopened += 1;
                 batch.moved.insert(node.id);
@@ -1093,8 +1105,6 @@ where
         if !self.fs.stat(dir, &node.name)?.is_some_and(|s| unchanged(&s)) {
             return Ok(None);
         }
-        // RACE: somebody may write between the look and this call. The write shows by its ctime and its hint, and is then
-        // read again; only its mtime would be ours.
         self.fs.set_mtime(dir, &node.name, mtime)?;
         let after = self.fs.stat(dir, &node.name)?;
         Ok(after.filter(|s| s.object == node.object && s.stamp.size == node.stamp.size).map(|s| s.stamp))

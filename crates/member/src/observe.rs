@@ -81,6 +81,8 @@ struct Batch<D> {
     modified: Vec<Modified>,
     /// Nodes whose name no longer leads to them.
     gone: BTreeMap<NodeId, Node>,
+    /// Those of them that lie in a directory that was preserved whole: no user need have deleted them.
+    put_back: BTreeSet<NodeId>,
     /// UIDs of what was recorded as new.
     made: BTreeSet<Uid>,
     /// It is part of a comparison of everything.
@@ -169,6 +171,7 @@ where
             found: Vec::new(),
             modified: Vec::new(),
             gone: BTreeMap::new(),
+            put_back: BTreeSet::new(),
             made: BTreeSet::new(),
             scanning: self.comparison_owed(),
             last_parent: None,
@@ -593,7 +596,7 @@ where
             match listed.pop().map(|(_, entries)| entries) {
                 Some(Ok(entries)) => {
                     for (entry, stat) in entries {
-                        self.add_child(batch, at - 1, entry.name, stat);
+                        self.add_child(batch, at - 1, entry.name, stat)?;
                     }
                 }
                 Some(Err(error)) => {
@@ -609,18 +612,38 @@ where
         Ok(())
     }
 
-    fn add_child(&mut self, batch: &mut Batch<F::Dir>, parent: usize, name: Vec<u8>, stat: Stat) {
+    /// The path of something in a directory that was found, for people.
+    fn path_in_found(&self, batch: &Batch<F::Dir>, directory: usize, name: &[u8]) -> Result<String> {
+        let (mut parent, mut path) = (Parent::Found(directory), name.to_vec());
+        while let Parent::Found(at) = parent {
+            let Some(above) = batch.found.get(at) else { break };
+            path = [above.name.bytes(), b"/", &path].concat();
+            parent = above.parent;
+        }
+        if let Parent::Node(id) = parent {
+            path = self.node_path(id, &path)?;
+        }
+        Ok(String::from_utf8_lossy(&path).into_owned())
+    }
+
+    fn add_child(&mut self, batch: &mut Batch<F::Dir>, parent: usize, name: Vec<u8>, stat: Stat) -> Result<()> {
         if stat.foreign {
-            return;
+            return Ok(());
         }
-        if stat.kind == Kind::Other {
-            self.report_once(EventKind::Skipped, String::from_utf8_lossy(&name).into_owned());
-            return;
-        }
-        let Ok(name) = Name::new(name.clone()) else {
-            self.report_once(EventKind::ReservedName, String::from_utf8_lossy(&name).into_owned());
-            return;
+        let left_out = match (stat.kind, Name::new(name.clone())) {
+            (Kind::Other, _) => EventKind::Skipped,
+            (_, Err(_)) => EventKind::ReservedName,
+            (_, Ok(name)) => {
+                Self::push_child(batch, parent, name, stat);
+                return Ok(());
+            }
         };
+        let path = self.path_in_found(batch, parent, &name)?;
+        self.report_once(left_out, path);
+        Ok(())
+    }
+
+    fn push_child(batch: &mut Batch<F::Dir>, parent: usize, name: Name, stat: Stat) {
         batch.found.push(Found {
             parent: Parent::Found(parent),
             name,

@@ -40,6 +40,8 @@ pub enum Partner {
     Downstream,
 }
 
+/// Of what is outstanding, so many things are named.
+const NAMED: usize = 5;
 /// Names of a path that is put together for people; a longer one loses its beginning.
 pub(crate) const PATH_NAMES_MAX: usize = 4096;
 
@@ -320,6 +322,19 @@ pub enum Waiting {
     Content,
 }
 
+impl Waiting {
+    /// For people.
+    fn words(self) -> &'static str {
+        match self {
+            Self::InUse => "somebody has it open",
+            Self::LocalChange => "a change made here is taken up first",
+            Self::Order => "its directory is not ready yet",
+            Self::Failed => "the file system refused it; the events say why",
+            Self::Content => "its content is not here yet",
+        }
+    }
+}
+
 /// What had a name until a short while ago: its UID, until when, and the history of its content as it was on disk.
 pub(crate) type Vacated = (Uid, Hlc, Option<Knowledge>);
 
@@ -550,19 +565,22 @@ where
         if !(self.changed.is_empty() && self.scan.is_empty() && self.later.is_empty()) {
             let count = self.changed.len() + self.scan.len() + self.later.len();
             words.push(format!("{own}: {count} local changes are still to be looked at"));
-            for (parent, name) in self.later.keys().take(5) {
+            for (parent, name) in self.later.keys().take(NAMED) {
                 words.push(format!(
                     "{own}: {} (in use or not readable)",
                     String::from_utf8_lossy(&self.node_path(*parent, name)?)
                 ));
             }
         }
-        let todo = self.records.kv().range(Table::Todo, &[], None, 6)?;
-        for (key, _) in &todo {
+        let todo = self.records.kv().range(Table::Todo, &[], None, NAMED + 1)?;
+        for (key, _) in todo.iter().take(NAMED) {
             if let tables::Work::Uid(uid) = tables::read_work(key)? {
-                let why = self.waiting.get(key).map(|(_, why)| format!(" ({why:?})")).unwrap_or_default();
+                let why = self.waiting.get(key).map(|(_, why)| format!(" ({})", why.words())).unwrap_or_default();
                 words.push(format!("{own}: {}{why}", self.record_path(uid)?));
             }
+        }
+        if todo.len() > NAMED {
+            words.push(format!("{own}: and {} more", self.outstanding(1 << 20)?.saturating_sub(NAMED)));
         }
         for link in self.links.values().filter(|l| l.partner == Partner::Upstream) {
             let name = link.peer.as_ref().map_or("a partner", |(name, _)| name);

@@ -8,8 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_member::Limits;
+use anabranch_model::Timestamp;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::{Couple, expect_equal, settle};
+use couple::{Couple, expect_equal, expect_known, settle};
 
 fn start() -> Couple {
     let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
@@ -41,6 +42,32 @@ fn before_each_call(first: fn(&SimFs), second: fn(&SimFs)) {
         settle(&mut couple);
         fs.set_interloper(None);
         expect_equal(&couple, &format!("before call {at}"));
+        if calls.load(Ordering::Relaxed) <= at {
+            assert!(at > 5, "only {at} calls");
+            return;
+        }
+        at += 1;
+    }
+}
+
+/// `first` is done at the first member, and `second` before each call by which the second one follows.
+fn before_each_call_of_who_follows(first: fn(&SimFs), second: fn(&SimFs)) {
+    let mut at = 0;
+    loop {
+        let mut couple = start();
+        settle(&mut couple);
+        first(&couple.members[0].fs);
+        let calls = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&calls);
+        let fs = couple.members[1].fs.clone();
+        fs.set_interloper_everywhere(Box::new(move |fs, _| {
+            if count.fetch_add(1, Ordering::Relaxed) == at {
+                second(fs);
+            }
+        }));
+        settle(&mut couple);
+        fs.set_interloper(None);
+        expect_known(&couple, &format!("before call {at}"));
         if calls.load(Ordering::Relaxed) <= at {
             assert!(at > 5, "only {at} calls");
             return;
@@ -104,4 +131,16 @@ fn a_new_directory_is_filled_and_moved() {
             fs.rename(b"n", b"d/n").unwrap();
         },
     );
+}
+
+#[test]
+fn a_file_is_written_while_its_time_is_set() {
+    // As many bytes as before: only the time would show it.
+    const OLD: Timestamp = Timestamp { seconds: 1_000_000_000, nanoseconds: 5 };
+    before_each_call_of_who_follows(|fs| fs.touch(b"f", Some(OLD)).unwrap(), |fs| fs.write(b"f", b"two").unwrap());
+}
+
+#[test]
+fn a_file_is_written_while_its_mode_is_set() {
+    before_each_call_of_who_follows(|fs| fs.chmod(b"f", 0o600).unwrap(), |fs| fs.write(b"f", b"two").unwrap());
 }

@@ -444,3 +444,29 @@ fn who_began_anew_gives_up_nothing_while_a_member_is_away() {
     assert_eq!(w.members[0].fs.read(b"thesis").unwrap().bytes(), b"the only copy of somebody's work");
     assert_eq!(w.unseen(), 0, "{:#?}", w.events);
 }
+
+/// A file of the tree has another name in a directory that was preserved whole. Who takes it out of the tree is not waited
+/// for until that name is gone as well.
+#[test]
+fn a_second_name_in_what_was_preserved_is_no_place_in_the_tree() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i < 2 {
+            fs.mkdir(b"docs").unwrap();
+            fs.write(b"docs/plan", b"one").unwrap();
+        }
+        if i == 1 {
+            fs.mkdir(b"own").unwrap();
+            fs.link(b"docs/plan", b"own/plan").unwrap();
+        }
+    });
+    w.equal();
+    assert!(!w.members[1].fs.exists(b"own"), "nobody else has it: it is preserved");
+    // The first time it may be what we took away ourselves, and the view shows it.
+    w.members[1].fs.remove(b"docs/plan").unwrap();
+    w.run(5);
+    w.equal();
+    assert_eq!(w.members[1].fs.read(b"docs/plan").unwrap().bytes(), b"one");
+    w.members[1].fs.remove(b"docs/plan").unwrap();
+    w.equal();
+    assert!(!w.members[0].fs.exists(b"docs/plan"));
+}

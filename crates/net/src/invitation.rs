@@ -80,7 +80,7 @@ pub enum InvitationError {
     #[error("this is no invitation: {0:?} cannot be in one")]
     Character(char),
     /// The end is missing.
-    #[error("the invitation is cut short: {missing} characters are missing")]
+    #[error("the invitation is cut short by {missing} of its characters")]
     Short {
         /// How many, at least.
         missing: usize,

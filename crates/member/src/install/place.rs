@@ -107,7 +107,7 @@ where
 
     /// Opens the file that is to leave, takes a read lease, and compares it with the database.
     #[expect(clippy::type_complexity, reason = "file, its stamp, and whether a lease is held")]
-    fn guard(
+    pub(super) fn guard(
         &mut self,
         dir: &F::Dir,
         name: &[u8],

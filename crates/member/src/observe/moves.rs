@@ -199,7 +199,11 @@ where
                     }
                 } else if !batch.found.iter().any(|f| f.stat.object == directory) {
                     // In a directory that the database does not have yet.
-                    if !self.is_private(&directory) {
+                    if self.is_preserved_below(&directory) {
+                        // Another name of it was preserved with what it lies in, or it was moved in there before: nobody
+                        // can tell which. What the view shows is put back; of the rest nothing is left in the tree.
+                        batch.put_back.insert(node.id);
+                    } else if !self.is_private(&directory) {
                         self.look_at_unknown(batch, seen, directory)?;
                         if !batch.found.iter().any(|f| f.stat.object == node.object) {
                             batch.gone.remove(&node.id);

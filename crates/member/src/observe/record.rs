@@ -681,6 +681,11 @@ where
             }
             nodes::remove(self.records.kv_mut(), &node)?;
             let Some(uid) = node.uid.filter(|uid| !claimed.contains(uid)) else { continue };
+            if batch.put_back.contains(&node.id) && self.records.shown(uid)?.is_some() {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                self.due_now(uid);
+                continue;
+            }
             tracing::debug!(member = self.config.member, name = %node.name.escape_ascii(), ?uid, "gone");
             let seen = node.content.as_ref().map(|c| c.history.clone());
             if let Some(parent) = self.node_uid(node.parent)?

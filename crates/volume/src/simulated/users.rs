@@ -551,8 +551,9 @@ impl SimFs {
         }
         let (dir, name) = disk.resolve(to)?;
         let content = Thing::of(disk.inode(number)?);
+        disk.add_link(dir, name, number)?;
         disk.linked.extend(content);
-        disk.add_link(dir, name, number)
+        Ok(())
     }
 
     /// Removes a file, a symlink or an empty directory.
