@@ -224,37 +224,6 @@ fn a_partner_with_another_key_is_refused_and_said() -> Result<()> {
 }
 
 #[test]
-fn a_full_disk_waits_for_room_and_the_rest_goes_on() -> Result<()> {
-    if !skip::root_or_skip("mounting a small file system") {
-        return Ok(());
-    }
-    let cluster = Cluster::joined(2, User::Same)?;
-    let (one, two) = (&cluster.members[0], &cluster.members[1]);
-    let mount = Mount::memory(&two.tree(), 24)?;
-    cluster.create_folder("mesh")?;
-    cluster.settle()?;
-    let large = Random::for_test("full disk").bytes(40 << 20);
-    trees::write(&one.tree().join("large"), &large)?;
-    trees::write(&one.tree().join("small"), b"fits")?;
-    until_true("the small file to arrive", Duration::from_secs(60), || two.tree().join("small").exists())?;
-    let waited = one.ask(&["folder", "wait", FOLDER, "--timeout", "5s"])?;
-    ensure!(waited.code == 1, "the large file cannot be there: {waited}");
-    ensure!(format!("{}{}", waited.out, waited.err).contains("large"), "what is outstanding is not named: {waited}");
-    two.event_with(&["large", "space"])?;
-    ensure!(!two.tree().join("large").exists(), "a part of a file is shown");
-    // It still writes and sends what is done there.
-    trees::write(&two.tree().join("back"), b"from the full disk")?;
-    until_true("a file of the full member", Duration::from_secs(60), || one.tree().join("back").exists())?;
-
-    mount.change("size=256m")?;
-    cluster.settle()?;
-    cluster.expect_verified()?;
-    drop(cluster);
-    drop(mount);
-    Ok(())
-}
-
-#[test]
 fn a_mount_that_becomes_read_only_waits_and_loses_nothing() -> Result<()> {
     if !skip::root_or_skip("mounting a file system") {
         return Ok(());

@@ -8,6 +8,7 @@ mod contention;
 mod demonstration;
 mod faces;
 mod fidelity;
+mod full_disk;
 mod kills;
 mod one_writer;
 mod ordinary_user;

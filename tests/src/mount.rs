@@ -1,5 +1,6 @@
 //! File systems that a test mounts and that go away with it. Needs root.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -19,6 +20,18 @@ impl Mount {
     pub fn memory(at: &Path, mebibytes: u32) -> Result<Self> {
         let options = format!("size={mebibytes}m,mode=0755");
         tool(at, "mount", &["-t", "tmpfs", "-o", &options, "tmpfs", &at.display().to_string()])?;
+        Ok(Self { at: at.to_path_buf() })
+    }
+
+    /// A file system of its own in a file, which is made: `ext4`, `xfs` or `btrfs`.
+    ///
+    /// # Errors
+    /// When it cannot be made or mounted.
+    pub fn image(image: &Path, kind: &str, mebibytes: u64, at: &Path) -> Result<Self> {
+        File::create(image)?.set_len(mebibytes << 20)?;
+        let image = image.display().to_string();
+        tool(Path::new("/"), &format!("mkfs.{kind}"), &[&image])?;
+        tool(Path::new("/"), "mount", &["-o", "loop", &image, &at.display().to_string()])?;
         Ok(Self { at: at.to_path_buf() })
     }
 

@@ -558,12 +558,22 @@ impl Daemon {
     }
 }
 
+/// The part of a file system that preserved files of the class *seen* take at most, where no quota is given.
+const SEEN_SHARE: u64 = 8;
+
 fn set_quotas(limits: &mut Limits, membership: &Membership) {
     if let Some(bytes) = membership.staging_bytes {
         limits.staging_bytes = bytes;
     }
-    if let Some(bytes) = membership.seen_bytes {
-        limits.seen_bytes = bytes;
+    match membership.seen_bytes {
+        Some(bytes) => limits.seen_bytes = bytes,
+        // What was deleted elsewhere must make room in the end, on a small file system too.
+        None => {
+            if let Ok(disk) = rustix::fs::statvfs(&membership.path) {
+                let total = disk.f_blocks.saturating_mul(disk.f_frsize);
+                limits.seen_bytes = limits.seen_bytes.min(total / SEEN_SHARE);
+            }
+        }
     }
     if let Some(bytes) = membership.unseen_bytes {
         limits.unseen_bytes = bytes;

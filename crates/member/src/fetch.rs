@@ -10,7 +10,7 @@ use std::io;
 use anabranch_engine::kv::Kv;
 use anabranch_model::{Content, ContentFacet, Hash, Hlc, Uid, Version};
 use anabranch_net::message::{Bytes, Message, PIECE_BYTES_MAX, Piece, WANTS_MAX, Want};
-use anabranch_volume::fs::Fs;
+use anabranch_volume::fs::{Fs, Room};
 use anabranch_volume::hash::read_hash;
 
 use crate::events::EventKind;
@@ -83,6 +83,11 @@ impl<File> Default for Fetching<File> {
 }
 
 impl<File> Fetching<File> {
+    /// Bytes in memory that what is wanted may come to take.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
     /// Counts as wanted bytes: a large file is bounded by its requests, not by its size.
     fn weight(size: u64) -> u64 {
         size.min(u64::from(PIECE_BYTES_MAX)) + 512
@@ -166,6 +171,16 @@ impl<File> Fetching<File> {
     }
 }
 
+/// Bytes of a disk that contents may take: replication leaves a part free, for people and for the database (design,
+/// section 7).
+pub(crate) fn room_for_contents(room: Room) -> u64 {
+    /// Most that is left free, bytes.
+    const FREE_BYTES: u64 = 64 << 20;
+    /// The part of the file system that is left free, where that is less.
+    const FREE_SHARE: u64 = 32;
+    room.free.saturating_sub(FREE_BYTES.min(room.total / FREE_SHARE))
+}
+
 /// The name of the private file in staging for the content of a UID.
 pub(crate) fn private_name(uid: Uid) -> Vec<u8> {
     format!("f-{uid}").into_bytes()
@@ -211,10 +226,8 @@ where
 
     /// Is there room for a large file, besides those on their way? How much is missing, where there is not.
     pub(crate) fn room_missing(&self, size: u64) -> u64 {
-        const RESERVE_BYTES: u64 = 8 << 20;
         let coming: u64 = self.fetching.wanted.values().map(|w| w.size.saturating_sub(w.received)).sum();
-        let needed = size + coming + RESERVE_BYTES;
-        self.fs.room().map_or(0, |room| needed.saturating_sub(room.free))
+        self.fs.room().map_or(0, |room| (size + coming).saturating_sub(room_for_contents(room)))
     }
 
     /// Bytes of large files on their way, waiting for their install, or kept since before the start; but for one.

@@ -16,7 +16,7 @@ use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
 use anabranch_volume::walk::share_out;
 
 use crate::events::EventKind;
-use crate::fetch::private_name;
+use crate::fetch::{private_name, room_for_contents};
 use crate::nodes::{self, Node, NodeId, STAGING_NODE};
 use crate::replica::{Phase, Replica, Result, Waiting};
 use crate::steps::{Step, broken};
@@ -189,6 +189,8 @@ struct Batch<F: Fs> {
     /// makes it durable.
     unopened: usize,
     next_preserved: u64,
+    /// Bytes on the disk that contents may take, asked once.
+    room: Option<u64>,
 }
 
 /// Rows of Todo looked at in one step.
@@ -269,6 +271,7 @@ where
             moved: BTreeSet::new(),
             unopened: 0,
             next_preserved: tables::next_preserved(self.records.kv())?,
+            room: None,
         };
         let mut rows = 0;
         while rows < ROWS && batch.planned.len() + batch.removals.len() < self.config.limits.batch_installs {
@@ -1191,7 +1194,13 @@ where
                     None
                 } else {
                     match self.kept_whole(uid, *size, hash)? {
-                        None => self.reuse(uid, *size, hash)?.inspect(|_| self.counters.reused += 1),
+                        None => {
+                            let missing = self.small_room_missing(batch, *size);
+                            if missing > 0 {
+                                return self.no_room(uid, missing);
+                            }
+                            self.reuse(uid, *size, hash)?.inspect(|_| self.counters.reused += 1)
+                        }
                         whole => whole,
                     }
                 };
@@ -1207,12 +1216,7 @@ where
                             0
                         };
                         if missing > 0 {
-                            let path = self.record_path(uid)?;
-                            self.report_once(
-                                EventKind::StagingFull,
-                                format!("{path}: no space: {missing} bytes are missing"),
-                            );
-                            return Ok(Looked::Wait(Waiting::Failed));
+                            return self.no_room(uid, missing);
                         }
                         self.want(uid, &facet)?;
                         return Ok(Looked::Wait(Waiting::Content));
@@ -1239,6 +1243,22 @@ where
         let (wanted, name) = (record.attributes.clone(), name.to_vec());
         batch.planned.push(Planned { uid, facet, wanted, parent: parent.id, dir, name, replaces, preserved: number });
         Ok(Looked::Planned)
+    }
+
+    /// Bytes that are missing on the disk for a small content, besides what is on its way.
+    fn small_room_missing(&self, batch: &mut Batch<F>, size: u64) -> u64 {
+        if size > u64::from(self.config.limits.piece_bytes) {
+            return 0;
+        }
+        let room = *batch.room.get_or_insert_with(|| self.fs.room().map_or(u64::MAX, room_for_contents));
+        (size + self.fetching.bytes() + self.ready.small_bytes()).saturating_sub(room)
+    }
+
+    /// A content waits for room on the disk.
+    fn no_room(&mut self, uid: Uid, missing: u64) -> Result<Looked> {
+        let path = self.record_path(uid)?;
+        self.report_once(EventKind::StagingFull, format!("{path}: no space: {missing} bytes are missing"));
+        Ok(Looked::Wait(Waiting::Failed))
     }
 
     /// Writes the private files of a batch, on as many threads as the file system bears. What cannot be prepared waits.

@@ -20,6 +20,7 @@
 
 mod cache;
 mod lock;
+mod reserve;
 mod schema;
 mod sqlite;
 

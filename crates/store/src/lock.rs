@@ -25,6 +25,8 @@ enum InUse {
 }
 
 const DOING: &str = "lock";
+/// Digits of the longest process number.
+const NUMBER_BYTES: usize = 10;
 
 impl Lock {
     /// Takes the lock, and leaves this process's number in the file for the next one to read.
@@ -51,10 +53,10 @@ impl Lock {
             }
             Err(TryLockError::Error(e)) => return Err(failed(e)),
         }
+        // Always as long: it is written over the last one, for which a full disk has room.
         let mut leave_number = || {
-            file.set_len(0)?;
             file.rewind()?;
-            writeln!(file, "{}", std::process::id())
+            writeln!(file, "{:<NUMBER_BYTES$}", std::process::id())
         };
         leave_number().map_err(failed)?;
         Ok(Self { file })

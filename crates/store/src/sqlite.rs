@@ -26,6 +26,7 @@ use rusqlite::{CachedStatement, Connection, ErrorCode, OpenFlags, OptionalExtens
 
 use crate::cache::Cache;
 use crate::lock::Lock;
+use crate::reserve::{Reserve, Room};
 use crate::schema::{self, STEPS, Was};
 
 /// The longest key, bytes.
@@ -120,7 +121,8 @@ pub struct SqliteKv {
     commits: u64,
     rows: RefCell<Cache>,
     pending: RefCell<Pending>,
-    // The last field: released only when the database is closed.
+    // The last fields: released only when the database is closed.
+    reserve: Reserve,
     _lock: Lock,
 }
 
@@ -286,6 +288,7 @@ impl SqliteKv {
         let log_left = fs::metadata(beside(path, "-wal")).is_ok_and(|m| m.len() > 0);
         let flags =
             OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_NOFOLLOW;
+        let reserve = Reserve::of(path, beside(path, "-wal")).map_err(|e| KvError::failed("open the file", e))?;
         let mut db = Connection::open_with_flags(path, flags).map_err(|e| explain("open", e))?;
         guard(&db).map_err(|e| explain("open", e))?;
         let was = schema::look(&db, STEPS)?;
@@ -304,7 +307,7 @@ impl SqliteKv {
         };
         let rows = RefCell::new(Cache::new(usize::try_from(options.cache_bytes / ROWS_SHARE).unwrap_or(usize::MAX)));
         let (change, pending) = (Cell::new(Change::No), RefCell::new(Pending::new()));
-        Ok((Self { db, statements, change, commits: 0, rows, pending, _lock: lock }, opened))
+        Ok((Self { db, statements, change, commits: 0, rows, pending, reserve, _lock: lock }, opened))
     }
 
     /// How many transactions were committed since it was opened; each costs one fsync.
@@ -494,6 +497,10 @@ impl Kv for SqliteKv {
         self.db.prepare_cached("COMMIT").and_then(|mut s| s.execute([])).map_err(|e| self.failed(DOING, e))?;
         self.change.set(Change::No);
         self.commits += 1;
+        if self.reserve.after_commit() == Room::Short {
+            // It is durable as it is; where the log cannot be taken in now, it grows.
+            let _ = self.db.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()));
+        }
         Ok(())
     }
 
