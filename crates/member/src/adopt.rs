@@ -116,6 +116,7 @@ where
                         kind: stat.kind,
                         content: !directory,
                         attributes: true,
+                        known: None,
                     });
                     taken.insert(record.uid);
                     known.push((record, stat));

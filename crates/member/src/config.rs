@@ -51,6 +51,8 @@ pub struct Limits {
     pub window_bytes: u64,
     /// Bytes of one piece of content, at most; what is larger is a large file, and comes in pieces.
     pub piece_bytes: u32,
+    /// Bytes of a local file that are hashed at one time: of a larger one as many, then everything else has its turn.
+    pub slice_bytes: u64,
     /// So many new bytes of a large file are worth a note of how far it has come.
     pub note_bytes: u64,
     /// How often such notes are written at most.
@@ -88,6 +90,7 @@ impl Default for Limits {
             window_items: 4096,
             window_bytes: 32 << 20,
             piece_bytes: PIECE_BYTES_MAX,
+            slice_bytes: 64 << 20,
             note_bytes: 8 << 20,
             note_every: 2_000_000,
             page_bytes: PAGE_BYTES_MAX,

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Attributes, Content, Hlc, Knowledge, Name, Uid, is_reserved};
+use anabranch_model::{Attributes, Content, Hash, Hlc, Knowledge, Name, Uid, is_reserved};
 use anabranch_volume::fs::{Fs, Kind, Stat};
 
 use crate::events::EventKind;
@@ -18,10 +18,12 @@ use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
 use crate::tables::Meta;
 
+mod large;
 mod moves;
 mod read;
 mod record;
 
+pub(crate) use large::Large;
 pub(crate) use read::read_all;
 use read::{has_zeros, written_since};
 
@@ -97,6 +99,20 @@ impl<D> Batch<D> {
         self.found.iter().filter(|f| !f.dropped).filter_map(|f| f.moved.as_ref()).map(|n| n.id).collect()
     }
 
+    /// By which entry of a directory that the database has an entry is found again.
+    fn looked_up_by(&self, parent: Parent, name: &[u8]) -> Option<(NodeId, Vec<u8>)> {
+        let mut top = (parent, name.to_vec());
+        loop {
+            match top.0 {
+                Parent::Node(id) => return Some((id, top.1)),
+                Parent::Found(above) => {
+                    let found = self.found.get(above)?;
+                    top = (found.parent, found.name.bytes().to_vec());
+                }
+            }
+        }
+    }
+
     /// One of those found, if it counts and has no UID yet.
     fn unidentified(&self, at: usize) -> Option<&Found<D>> {
         self.found.get(at).filter(|f| !f.dropped && f.uid.is_none())
@@ -129,6 +145,8 @@ pub(crate) struct Task<D> {
     pub(crate) kind: Kind,
     pub(crate) content: bool,
     pub(crate) attributes: bool,
+    /// Of a large file: what it was when it was hashed, slice by slice, and the hash.
+    pub(crate) known: Option<(Stat, Hash)>,
 }
 
 /// What came of a [`Task`].
@@ -675,15 +693,10 @@ where
             batch.gone.remove(&node.id);
             self.again_later(node.parent, &node.name);
         }
-        let mut top = (parent, name.bytes().to_vec());
-        while let Parent::Found(above) = top.0 {
-            let Some(f) = batch.found.get(above) else { break };
-            top = (f.parent, f.name.bytes().to_vec());
-        }
-        if let Parent::Node(id) = top.0 {
+        if let Some((id, top)) = batch.looked_up_by(parent, name.bytes()) {
             if let Parent::Found(_) = parent {
                 // Its directory is recorded with this batch; it is scanned for what was left out.
-                self.later.insert((id, top.1), Hlc(self.now.0 + self.config.limits.retry));
+                self.later.insert((id, top), Hlc(self.now.0 + self.config.limits.retry));
             } else {
                 self.again_later(id, name.bytes());
             }

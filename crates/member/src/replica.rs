@@ -24,6 +24,7 @@ use crate::fetch::Fetching;
 use crate::install::ReadySet;
 use crate::kept::Lately;
 use crate::nodes::{self, NodeId, ROOT_NODE};
+use crate::observe::Large;
 use crate::scan::Scan;
 use crate::tables::{self, Meta};
 
@@ -232,6 +233,8 @@ pub struct Replica<F: Fs, K: Kv> {
     /// Entries to look at again, and when; an empty name: the whole of that directory.
     pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
     pub(crate) observe_at: Option<Hlc>,
+    /// Large files that are being hashed.
+    pub(crate) large: Large<F>,
     /// Names vacated a short while ago: (parent, name) -> UID, when, and what was seen of its content.
     pub(crate) recent: BTreeMap<(Uid, Vec<u8>), Vacated>,
     /// Places from which we moved something a short while ago: the node and when.
@@ -434,7 +437,7 @@ where
             return self.observe_at;
         }
         // The comparison of what lay here goes on at once, whatever the work on the tree waits for.
-        if self.adopting.is_some() {
+        if self.adopting.is_some() || !self.large.is_idle() {
             return Some(self.now);
         }
         // While joining, local changes wait for the scan at its end.
@@ -489,6 +492,9 @@ where
         }
         if self.records.clock().0 > now.0.saturating_add(self.config.limits.ahead) {
             self.restamp()?;
+        }
+        if !self.large.is_idle() {
+            self.hash_large();
         }
         if self.phase != Phase::Joining && self.observe_at.is_some_and(|at| at <= now) {
             self.observe()?;
@@ -866,7 +872,9 @@ where
     /// Somebody wrote by this name: into the file, whatever other names the database has for it. Their stamps may say
     /// nothing, as after a store through a mapping, and no hint names them.
     fn note_closed(&mut self, place: (NodeId, Vec<u8>)) -> Result<()> {
-        if let Some(node) = nodes::at(self.records.kv(), place.0, &place.1)? {
+        let node = nodes::at(self.records.kv(), place.0, &place.1)?;
+        self.large.closed(&place, node.as_ref().map(|node| &node.object));
+        if let Some(node) = node {
             for other in nodes::by_object(self.records.kv(), &node.object)?.into_iter().filter(|n| n.id != node.id) {
                 let other = (other.parent, other.name);
                 self.closed.insert(other.clone());

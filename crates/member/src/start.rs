@@ -26,6 +26,7 @@ use crate::events::EventKind;
 use crate::fetch::Fetching;
 use crate::install::{ReadySet, parked_name};
 use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
+use crate::observe::Large;
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
 use crate::scan::Scan;
 use crate::tables::{self, Intent, Meta, Preserved, Reason};
@@ -99,6 +100,7 @@ where
             missing: BTreeSet::new(),
             looked_for: BTreeSet::new(),
             later: BTreeMap::new(),
+            large: Large::default(),
             observe_at: None,
             closed: BTreeSet::new(),
             recent: BTreeMap::new(),

@@ -12,8 +12,8 @@ use anabranch_model::Timestamp;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
 use couple::{Couple, expect_equal, expect_known, settle};
 
-fn start() -> Couple {
-    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+fn start(limits: Limits) -> Couple {
+    let mut couple = Couple::new(limits, DiskConfig::default(), |fs| {
         fs.mkdir(b"d").unwrap();
         fs.mkdir(b"e").unwrap();
         for file in [&b"f"[..], b"d/g", b"e/h"] {
@@ -24,14 +24,15 @@ fn start() -> Couple {
     couple
 }
 
-/// `first` is done, and `second` before each call of the looks at it once.
-fn before_each_call(first: fn(&SimFs), second: fn(&SimFs)) {
+/// `first` is done at the first member, and `second` once before each call that the member in this place makes then; when it
+/// rests, `expect` must hold.
+fn before_each_call_of(place: usize, limits: Limits, first: fn(&SimFs), second: fn(&SimFs), expect: fn(&Couple, &str)) {
     let mut at = 0;
     loop {
-        let mut couple = start();
+        let mut couple = start(limits);
         settle(&mut couple);
-        let fs = couple.members[0].fs.clone();
-        first(&fs);
+        let fs = couple.members[place].fs.clone();
+        first(&couple.members[0].fs);
         let calls = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&calls);
         fs.set_interloper_everywhere(Box::new(move |fs, _| {
@@ -41,7 +42,7 @@ fn before_each_call(first: fn(&SimFs), second: fn(&SimFs)) {
         }));
         settle(&mut couple);
         fs.set_interloper(None);
-        expect_equal(&couple, &format!("before call {at}"));
+        expect(&couple, &format!("before call {at}"));
         if calls.load(Ordering::Relaxed) <= at {
             assert!(at > 5, "only {at} calls");
             return;
@@ -50,30 +51,15 @@ fn before_each_call(first: fn(&SimFs), second: fn(&SimFs)) {
     }
 }
 
-/// `first` is done at the first member, and `second` before each call by which the second one follows.
-fn before_each_call_of_who_follows(first: fn(&SimFs), second: fn(&SimFs)) {
-    let mut at = 0;
-    loop {
-        let mut couple = start();
-        settle(&mut couple);
-        first(&couple.members[0].fs);
-        let calls = Arc::new(AtomicUsize::new(0));
-        let count = Arc::clone(&calls);
-        let fs = couple.members[1].fs.clone();
-        fs.set_interloper_everywhere(Box::new(move |fs, _| {
-            if count.fetch_add(1, Ordering::Relaxed) == at {
-                second(fs);
-            }
-        }));
-        settle(&mut couple);
-        fs.set_interloper(None);
-        expect_known(&couple, &format!("before call {at}"));
-        if calls.load(Ordering::Relaxed) <= at {
-            assert!(at > 5, "only {at} calls");
-            return;
-        }
-        at += 1;
+/// As the files are, and as large ones are, which are hashed a slice at a time.
+fn before_each_call(first: fn(&SimFs), second: fn(&SimFs)) {
+    for slice_bytes in [Limits::default().slice_bytes, 1] {
+        before_each_call_of(0, Limits { slice_bytes, ..Limits::default() }, first, second, expect_equal);
     }
+}
+
+fn before_each_call_of_who_follows(first: fn(&SimFs), second: fn(&SimFs)) {
+    before_each_call_of(1, Limits::default(), first, second, expect_known);
 }
 
 fn saved(fs: &SimFs, path: &[u8]) {
@@ -143,4 +129,37 @@ fn a_file_is_written_while_its_time_is_set() {
 #[test]
 fn a_file_is_written_while_its_mode_is_set() {
     before_each_call_of_who_follows(|fs| fs.chmod(b"f", 0o600).unwrap(), |fs| fs.write(b"f", b"two").unwrap());
+}
+
+#[test]
+fn a_large_file_does_not_keep_small_ones_waiting_and_comes_with_what_was_written_last() {
+    let limits = Limits { slice_bytes: 10, ..Limits::default() };
+    let mut couple = start(limits);
+    settle(&mut couple);
+    let [one, two] = [0, 1].map(|at| couple.members[at].fs.clone());
+    one.write(b"large", &[1; 5000]).unwrap();
+    one.mkdir(b"new").unwrap();
+    one.write(b"new/large", &[2; 5000]).unwrap();
+    let mut small = 0;
+    while two.read(b"large").is_err() || two.read(b"new/large").is_err() {
+        if small < 3 && two.read(format!("small {small}").as_bytes()).is_ok() || small == 0 {
+            small += 1;
+            one.write(format!("small {small}").as_bytes(), b"small").unwrap();
+        }
+        couple.hear();
+        assert!(couple.step(), "the large files never arrive");
+    }
+    assert_eq!(small, 3, "small files waited for the large ones");
+
+    // Somebody writes while it is being hashed, into what was read already, and leaves the time as it was.
+    one.write(b"large", &[3; 5000]).unwrap();
+    for _ in 0..40 {
+        couple.hear();
+        couple.step();
+    }
+    assert_ne!(two.read(b"large").unwrap().bytes(), [3; 5000], "it was hashed before anybody could write");
+    one.write(b"large", &[4; 5000]).unwrap();
+    settle(&mut couple);
+    expect_equal(&couple, "after a write in the middle");
+    assert_eq!(two.read(b"large").unwrap().bytes(), [4; 5000]);
 }

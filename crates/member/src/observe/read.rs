@@ -7,8 +7,9 @@ use std::io;
 use anabranch_engine::kv::Kv;
 use anabranch_model::{Content, Hlc, Names, fold};
 use anabranch_volume::fs::{Fs, Kind, Stat};
-use anabranch_volume::hash::{Hashing, hash_file};
+use anabranch_volume::hash::{Hashing, hash_known};
 
+use super::large::Later;
 use super::{Batch, Found, Parent};
 use super::{Read, Task};
 use crate::events::EventKind;
@@ -54,10 +55,21 @@ where
                 self.drop_found(batch, at)?;
                 continue;
             };
+            let stat = batch.found.get(at).filter(|_| content && kind == Kind::File).map(|f| f.stat.clone());
+            let hashed = match stat {
+                Some(stat) => match self.hashed(&dir, &name, &stat, batch.looked_up_by(parent, &name))? {
+                    Ok(hashed) => hashed,
+                    Err(Later) => {
+                        self.drop_found(batch, at)?;
+                        continue;
+                    }
+                },
+                None => None,
+            };
             if let Some(found) = batch.found.get_mut(at) {
                 found.content = known;
             }
-            tasks.push(Task { size: stamp.size, dir, name, kind, content, attributes: true });
+            tasks.push(Task { size: stamp.size, dir, name, kind, content, attributes: true, known: hashed });
             whose.push((true, at));
         }
         for at in 0..batch.modified.len() {
@@ -65,7 +77,21 @@ where
             let (parent, name, kind) = (m.node.parent, m.node.name.clone(), m.node.kind);
             let Some(dir) = self.dir(parent)? else { continue };
             let (size, content) = (m.stat.stamp.size, kind != Kind::Directory);
-            tasks.push(Task { size, dir, name, kind, content, attributes: true });
+            let stat = m.stat.clone();
+            let known = match kind {
+                Kind::File => match self.hashed(&dir, &name, &stat, Some((parent, name.clone())))? {
+                    Ok(known) => known,
+                    Err(Later) => {
+                        self.again_later(parent, &name);
+                        if let Some(m) = batch.modified.get_mut(at) {
+                            m.dropped = true;
+                        }
+                        continue;
+                    }
+                },
+                _ => None,
+            };
+            tasks.push(Task { size, dir, name, kind, content, attributes: true, known });
             whose.push((false, at));
         }
         let results = read_all(&self.fs, &tasks);
@@ -361,7 +387,8 @@ fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {
     let mut read = Read { content: None, attributes: None, stat: None, in_use: false, error: None };
     let done = (|| -> io::Result<()> {
         if task.content && task.kind == Kind::File {
-            match hash_file(fs, &task.dir, &task.name)? {
+            let known = task.known.as_ref().map(|(stat, hash)| (stat, hash));
+            match hash_known(fs, &task.dir, &task.name, known)? {
                 Hashing::Done { content, stat, attributes, provisional } => {
                     read.content = Some((content, provisional));
                     read.stat = Some(stat);

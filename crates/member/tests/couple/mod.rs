@@ -153,6 +153,16 @@ impl Couple {
         }
     }
 
+    /// Both hear of what happened in their trees.
+    pub(crate) fn hear(&mut self) {
+        for (at, member) in self.members.iter().enumerate() {
+            let hints = member.fs.take_hints();
+            if !hints.is_empty() {
+                self.queue.push_back((at, Input::Hints(hints)));
+            }
+        }
+    }
+
     /// The link between them ends.
     pub(crate) fn disconnect(&mut self) {
         self.queue.clear();
@@ -232,12 +242,7 @@ pub(crate) fn settle(couple: &mut Couple) {
         if couple.members[1].replica.is_none() {
             return;
         }
-        for at in 0..2 {
-            let hints = couple.members[at].fs.take_hints();
-            if !hints.is_empty() {
-                couple.queue.push_back((at, Input::Hints(hints)));
-            }
-        }
+        couple.hear();
         let idle = couple.queue.is_empty();
         let settled = |m: &Member| m.replica.as_ref().is_some_and(|r| r.settled().unwrap());
         if idle && couple.members.iter().all(settled) && couple.members[1].replica.as_ref().unwrap().pulled() {
