@@ -17,7 +17,7 @@ use anabranch_volume::walk::share_out;
 
 use crate::events::EventKind;
 use crate::fetch::{private_name, room_for_contents};
-use crate::nodes::{self, Node, NodeId, STAGING_NODE};
+use crate::nodes::{self, Node, NodeId, ROOT_NODE, STAGING_NODE};
 use crate::replica::{Phase, Replica, Result, Waiting};
 use crate::steps::{Step, broken};
 use crate::tables::{self, Intent, Preserved, Reason, Work};
@@ -425,6 +425,8 @@ where
         let Some(shown) = self.records.shown(uid)? else {
             self.drop_content(uid)?;
             return match nodes::of(self.records.kv(), uid)? {
+                // It has to be noted before it can be taken out; and who has none of it has let its record go.
+                None if self.is_unnoted(uid)? => Ok(Looked::Wait(Waiting::LocalChange)),
                 None => Ok(Looked::Done),
                 Some(node) if node.is_dir() => self.take_out_dir(batch, uid, &node, depth),
                 Some(node) => self.plan_removal(batch, uid, node),
@@ -1414,19 +1416,29 @@ where
     }
 
     /// Data or names of a batch could not be made durable: the database takes back what it says of them, and all of it is
-    /// done again later. What was moved already is found by looking at both of its places; the view shows it at the new
-    /// one, so no version comes of it.
+    /// done again later. What was made or moved already is found by looking at its places; it is remembered that we did that,
+    /// so no version comes of it, even where the view has gone on before they can be looked at.
     fn undo_batch(&mut self, batch: &Batch<F>, error: &io::Error) -> Result<()> {
         self.report_once(EventKind::CannotInstall, format!("cannot make a batch durable: {error}"));
-        let mut nodes_after = Vec::new();
+        let mut after = Vec::new();
         for id in &batch.moved {
-            nodes_after.extend(nodes::get(self.records.kv(), *id)?.map(|n| (n.parent, n.name)));
+            let Some(node) = nodes::get(self.records.kv(), *id)? else { continue };
+            after.push((self.node_uid(node.parent)?, node));
         }
         self.records.rollback()?;
-        for id in &batch.moved {
-            nodes_after.extend(nodes::get(self.records.kv(), *id)?.map(|n| (n.parent, n.name)));
+        let mut places = Vec::new();
+        for (within, node) in after {
+            let before = nodes::get(self.records.kv(), node.id)?;
+            let elsewhere = before.as_ref().is_none_or(|b| (b.parent, &b.name) != (node.parent, &node.name));
+            if let (true, Some(within), Some(uid)) = (elsewhere, within, node.uid)
+                && self.taken_back.len() < MOVED_AWAY_MAX
+            {
+                self.taken_back.insert(node.object.clone(), (uid, within, node.name.clone()));
+            }
+            places.extend(before.map(|n| (n.parent, n.name)));
+            places.push((node.parent, node.name));
         }
-        for (parent, name) in nodes_after {
+        for (parent, name) in places {
             self.local_change(parent, &name);
         }
         self.take_up_parked()?;
@@ -1436,6 +1448,29 @@ where
         self.work_from.clear();
         self.work_at = Some(Hlc(self.now.0 + self.config.limits.retry));
         Ok(())
+    }
+
+    /// Is something of this UID there that we made, and of which the database took back its note? Then it is looked for.
+    fn is_unnoted(&mut self, uid: Uid) -> Result<bool> {
+        let Some((object, (_, parent, name))) = self.taken_back.iter().find(|(_, (of, ..))| *of == uid) else {
+            return Ok(false);
+        };
+        let (object, parent, name) = (object.clone(), *parent, name.clone());
+        match self.fs.locate(&object) {
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => {}
+            Ok(Some(_)) => {}
+            // Somebody removed it, or nobody can tell.
+            _ => {
+                self.taken_back.remove(&object);
+                return Ok(false);
+            }
+        }
+        let within =
+            if parent == Uid::ROOT { Some(ROOT_NODE) } else { nodes::of(self.records.kv(), parent)?.map(|n| n.id) };
+        if let Some(within) = within {
+            self.local_change(within, &name);
+        }
+        Ok(true)
     }
 
     fn sync_node_dir(&mut self, id: NodeId) -> Result<io::Result<()>> {

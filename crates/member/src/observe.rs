@@ -496,6 +496,8 @@ where
             && node.object == stat.object
             && node.kind == stat.kind
         {
+            // It is where the database has it: what it was moved to is not ours any more.
+            self.taken_back.remove(&node.object);
             if self.suspect && node.kind == Kind::File && written_since(&stat, self.checkpoint) {
                 // Until it is read; also if it is in use now.
                 self.closed.insert((parent, name.clone()));

@@ -245,6 +245,9 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) leftovers: BTreeSet<Uid>,
     /// Something lies in staging that the database has elsewhere.
     pub(crate) unnoted_parked: bool,
+    /// Objects that we made or moved and of which the database took back its note: their UIDs, and in which directory they
+    /// were put by which name.
+    pub(crate) taken_back: BTreeMap<Object, (Uid, Uid, Vec<u8>)>,
     /// Where the walk through Todo stands, and whether it came to the end.
     pub(crate) work_from: Vec<u8>,
     pub(crate) walk_done: bool,

@@ -108,6 +108,7 @@ where
             half_made: VecDeque::new(),
             leftovers: BTreeSet::new(),
             unnoted_parked: false,
+            taken_back: BTreeMap::new(),
             work_from: Vec::new(),
             walk_done: false,
             due: BTreeSet::new(),

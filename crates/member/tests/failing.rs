@@ -5,6 +5,7 @@
 mod couple;
 
 use anabranch_member::{Input, Limits};
+use anabranch_model::Sequence;
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
 use couple::{Change, Couple, expect_equal, settle};
 
@@ -65,4 +66,42 @@ fn a_private_file_that_could_not_be_finished_leaves_again() {
     let private = couple.members[1].fs.private_tree();
     let staged: Vec<_> = private.keys().filter(|path| path.starts_with(b"staging/")).collect();
     assert!(staged.is_empty(), "{} left in staging", staged.len());
+}
+
+#[test]
+fn directories_that_could_not_be_made_durable_are_no_users_own() {
+    let made = |make: Change<'_>, take: Change<'_>, what: &str| {
+        let couple = made_and_taken_away(&[Call::SyncDir], make, take);
+        expect_equal(&couple, what);
+        let issued = couple.members[1].replica.as_ref().unwrap();
+        let own = issued.records().known().sequence(issued.replica_id());
+        assert_eq!(own, Sequence(0), "the second one took its own work for a user's ({what})");
+    };
+    made(
+        &|fs| {
+            fs.mkdir(b"desk/made").unwrap();
+            fs.mkdir(b"desk/made/within").unwrap();
+        },
+        &|fs| {
+            fs.remove(b"desk/made/within").unwrap();
+            fs.remove(b"desk/made").unwrap();
+        },
+        "made and removed",
+    );
+    made(
+        &|fs| fs.rename(b"desk", b"bench").unwrap(),
+        &|fs| fs.rename(b"bench", b"table").unwrap(),
+        "moved and moved on",
+    );
+    made(
+        &|fs| {
+            fs.mkdir(b"new").unwrap();
+            fs.rename(b"desk", b"new/desk").unwrap();
+        },
+        &|fs| {
+            fs.remove(b"new/desk").unwrap();
+            fs.remove(b"new").unwrap();
+        },
+        "moved into a new one, and both removed",
+    );
 }

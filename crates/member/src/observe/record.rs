@@ -28,7 +28,9 @@ where
         let mut relabel = Vec::new();
         let claimed = self.identify(&mut batch, &mut relabel)?;
         for at in 0..batch.found.len() {
-            let swapped = batch.found.get(at).is_some_and(|f| !f.dropped && self.is_swapped(&batch, f));
+            let swapped = batch.found.get(at).is_some_and(|f| {
+                !f.dropped && (self.is_swapped(&batch, f) || f.uid.is_some() && self.taken_back(&batch, f) == f.uid)
+            });
             if let Some(found) = batch.found.get_mut(at) {
                 found.swapped = swapped;
             }
@@ -61,6 +63,19 @@ where
     pub(super) fn identify(&mut self, batch: &mut Batch<F::Dir>, relabel: &mut Vec<NodeId>) -> Result<BTreeSet<Uid>> {
         let mut claimed = BTreeSet::new();
         self.identify_moved(batch, &mut claimed, true)?;
+        // Directories that we made, and the database has forgotten.
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind == Kind::Directory) else { continue };
+            let made = self
+                .taken_back(batch, found)
+                .filter(|uid| nodes::of(self.records.kv(), *uid).is_ok_and(|n| n.is_none()));
+            let uid = self.recorded(made, Kind::Directory)?;
+            if batch.identify(at, uid, &mut claimed).is_some()
+                && let Some(found) = batch.found.get_mut(at)
+            {
+                found.leftover = true;
+            }
+        }
         // A directory that is nowhere is continued by another one that has its name.
         for at in 0..batch.found.len() {
             let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind == Kind::Directory) else { continue };
@@ -72,7 +87,8 @@ where
         // The view has it just here: our own move, of which a crash left no note, or a user's of the same kind.
         for at in 0..batch.found.len() {
             let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind != Kind::Directory) else { continue };
-            let own = found.moved.as_ref().and_then(|n| n.uid).filter(|own| self.is_shown_at(batch, found, *own));
+            let own = found.moved.as_ref().and_then(|n| n.uid);
+            let own = own.filter(|own| self.is_shown_at(batch, found, *own) || self.taken_back(batch, found).is_some());
             let uid = self.recorded(own, found.stat.kind)?;
             batch.identify(at, uid, &mut claimed);
         }
@@ -180,6 +196,16 @@ where
         shown.is_some_and(|s| Some(s.parent) == parent && s.name == found.name)
     }
 
+    /// Did we make it or move it there ourselves, and could not make that durable? Then the UID for which we did.
+    pub(super) fn taken_back(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Option<Uid> {
+        let (uid, parent, name) = self.taken_back.get(&found.stat.object)?;
+        let within = match found.parent {
+            Parent::Node(id) => self.node_uid(id).ok().flatten(),
+            Parent::Found(above) => batch.found.get(above).and_then(|above| above.uid),
+        };
+        (within == Some(*parent) && found.name.bytes() == name).then_some(*uid)
+    }
+
     /// Was it put there by our own exchange with what the view shows where it was?
     pub(super) fn is_swapped(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> bool {
         let (Some(moved), Some(occupant)) = (&found.moved, &found.occupant) else { return false };
@@ -279,6 +305,8 @@ where
         };
         let directory = found.stat.kind == Kind::Directory;
         let parent = match batch.last_parent {
+            // No user put it there: it is no reason to keep the directory.
+            _ if found.swapped => parent_asked,
             Some((asked, parent)) if asked == parent_asked => parent,
             _ => {
                 let Some(parent) = self.anew(parent_asked)? else { return self.drop_found(batch, at) };
@@ -388,6 +416,7 @@ where
             batch.gone.entry(other.id).or_insert(other);
         }
         nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
+        self.taken_back.remove(&stat.object);
         let known_before = old.is_some_and(|old| old.object == node.object);
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
