@@ -66,14 +66,23 @@ struct Fate {
     was: Option<Thing>,
 }
 
+/// What people did to a file, whatever it held for them.
+#[derive(Default)]
+struct File {
+    /// Who removed it.
+    removers: BTreeSet<usize>,
+    /// Who gave it another path, and when last.
+    movers: BTreeMap<usize, u64>,
+}
+
 /// Knows what people did.
 #[derive(Default)]
 pub(crate) struct Oracle {
     fates: BTreeMap<Thing, Fate>,
     /// Members that were put back to an image.
     put_back: BTreeSet<String>,
-    /// Files, as their writers go on writing them: who else removed one, whatever it held for him.
-    files: Vec<BTreeSet<usize>>,
+    /// Files, as their writers go on writing them.
+    files: Vec<File>,
     /// What each member's users ended last: path, and file.
     ended_last: BTreeMap<usize, (Vec<u8>, usize)>,
     /// When a disk last lost power or went back to an image.
@@ -123,7 +132,7 @@ impl Oracle {
                 let goes_on = self.ended_last.remove(&member).filter(|(ended, _)| *ended == path);
                 let file = goes_on.map_or_else(
                     || {
-                        self.files.push(BTreeSet::new());
+                        self.files.push(File::default());
                         self.files.len() - 1
                     },
                     |(_, file)| file,
@@ -142,8 +151,8 @@ impl Oracle {
             Deed::Ended { path, content } => {
                 let fate = self.fates.entry(content).or_default();
                 self.ended_last.insert(member, (path, fate.file));
-                if let Some(removers) = self.files.get_mut(fate.file) {
-                    removers.insert(member);
+                if let Some(file) = self.files.get_mut(fate.file) {
+                    file.removers.insert(member);
                 }
                 fate.ended.push((member, now));
                 fate.handled.insert(member);
@@ -167,13 +176,27 @@ impl Oracle {
     }
 
     /// A user gave what holds this another path: `itself`, or a directory that it is in.
-    pub(crate) fn moved(&mut self, member: usize, content: Thing, path: Vec<u8>, itself: bool) {
+    pub(crate) fn moved(&mut self, member: usize, now: u64, content: Thing, path: Vec<u8>, itself: bool) {
         let fate = self.fates.entry(content).or_default();
         fate.movers.insert(member);
         if itself {
             fate.name = split(&path).1.to_vec();
+            // What takes a name goes on with the file that had it.
+            if let Some((_, file)) = self.ended_last.get(&member).filter(|(ended, _)| *ended == path) {
+                fate.file = *file;
+            }
+            if let Some(file) = self.files.get_mut(fate.file) {
+                file.movers.insert(member, now);
+            }
         }
         fate.path = path;
+    }
+
+    /// Did somebody else move the file after this was written, perhaps with what it had held before? Whoever removes it does
+    /// not undo that: what wins then has a place (design, section 4).
+    fn moved_by_another(&self, fate: &Fate, who: usize) -> bool {
+        let movers = self.files.get(fate.file).map(|file| &file.movers);
+        movers.is_some_and(|movers| movers.iter().any(|(mover, when)| *mover != who && *when >= fate.last))
     }
 
     /// A member lost power. `elsewhere` says whether a content is on any other disk.
@@ -334,6 +357,7 @@ impl Oracle {
                     && fate.last <= when
                     && fate.handled.iter().all(|h| *h == who)
                     && quiet
+                    && !self.moved_by_another(fate, who)
                     && !content.bytes().is_empty()
                 {
                     let text = format!(
@@ -378,11 +402,12 @@ impl Oracle {
             let (now, before) = (path.escape_ascii(), fate.path.escape_ascii());
             if let [(who, _)] = fate.ended[..]
                 && fate.movers.iter().all(|mover| *mover == who)
+                && !self.moved_by_another(fate, who)
             {
                 push(format!("member {who} ended {}, and it is at /{now}", show(content)));
             }
             // Who removed the file meanwhile, whatever it held for him, gave it its place: that which it had there.
-            let removers = self.files.get(fate.file).map_or(0, BTreeSet::len);
+            let removers = self.files.get(fate.file).map_or(0, |file| file.removers.len());
             if removers > 1 {
                 continue;
             }

@@ -882,7 +882,7 @@ impl<'a> World<'a> {
             }
         }
         for (content, path, itself) in moved {
-            self.oracle.moved(number, content, path, itself);
+            self.oracle.moved(number, self.now, content, path, itself);
         }
         if let Some(next) = next {
             self.at(next, Event::Program { member: number });

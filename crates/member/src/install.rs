@@ -18,6 +18,7 @@ use anabranch_volume::walk::share_out;
 use crate::events::EventKind;
 use crate::fetch::{private_name, room_for_contents};
 use crate::nodes::{self, Node, NodeId, ROOT_NODE, STAGING_NODE};
+use crate::observe::written_since;
 use crate::replica::{Phase, Replica, Result, Waiting};
 use crate::steps::{Step, broken};
 use crate::tables::{self, Intent, Preserved, Reason, Work};
@@ -501,7 +502,10 @@ where
                     (Some(stat), Some(node)) => stat.object == node.object,
                     _ => false,
                 };
-                if same {
+                if same && found.is_some_and(|stat| self.is_doubted(node, &stat)) {
+                    self.observe_at.get_or_insert(self.now);
+                    Ok(Err(Waiting::LocalChange))
+                } else if same {
                     Ok(Ok(dir))
                 } else {
                     self.local_change(parent, name);
@@ -510,6 +514,14 @@ where
             }
             Err(error) => Ok(Err(self.failed(parent, name, &error)?)),
         }
+    }
+
+    /// After a power cut: may a file have other bytes than its stamp says? Somebody's last ones may have reached the disk and
+    /// the time not. Until all is compared nothing of it is taken out: it would be preserved as what it is not.
+    fn is_doubted(&self, node: Option<&Node>, stat: &Stat) -> bool {
+        let known = node.and_then(|node| node.content.as_ref()).is_some_and(|content| content.bytes.is_some());
+        let comparing = self.suspect && self.phase == Phase::Normal && stat.kind == Kind::File;
+        comparing && known && written_since(stat, self.checkpoint)
     }
 
     /// Something in the tree is not as the database has it: it is compared soon. What waits already to be looked at again waits

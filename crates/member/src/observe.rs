@@ -24,8 +24,8 @@ mod read;
 mod record;
 
 pub(crate) use large::Large;
-pub(crate) use read::read_all;
-use read::{has_zeros, written_since};
+use read::has_zeros;
+pub(crate) use read::{read_all, written_since};
 
 /// How often, in microseconds, directories that something is mounted over are looked at, and how many at most; the others
 /// wait for the next comparison of everything.

@@ -378,7 +378,7 @@ where
 }
 
 /// Was it changed after this instant, as far as its stamp says?
-pub(super) fn written_since(stat: &Stat, instant: Hlc) -> bool {
+pub(crate) fn written_since(stat: &Stat, instant: Hlc) -> bool {
     let seconds = i64::try_from(instant.0 / 1_000_000).unwrap_or(i64::MAX);
     stat.stamp.ctime.seconds >= seconds
 }
