@@ -22,6 +22,7 @@ use crate::observe::written_since;
 use crate::replica::{Phase, Replica, Result, Waiting};
 use crate::steps::{Step, broken};
 use crate::tables::{self, Intent, Preserved, Reason, Work};
+use crate::undone::Put;
 
 mod place;
 
@@ -1439,17 +1440,18 @@ where
         }
         self.records.rollback()?;
         let mut places = Vec::new();
+        self.records.begin()?;
         for (within, node) in after {
             let before = nodes::get(self.records.kv(), node.id)?;
             let elsewhere = before.as_ref().is_none_or(|b| (b.parent, &b.name) != (node.parent, &node.name));
-            if let (true, Some(within), Some(uid)) = (elsewhere, within, node.uid)
-                && self.taken_back.len() < MOVED_AWAY_MAX
-            {
-                self.taken_back.insert(node.object.clone(), (uid, within, node.name.clone()));
+            if let (true, Some(within), Some(uid)) = (elsewhere, within, node.uid) {
+                let put = Put { uid, within, name: node.name.clone() };
+                self.undone.add(self.records.kv_mut(), node.object.clone(), put)?;
             }
             places.extend(before.map(|n| (n.parent, n.name)));
             places.push((node.parent, node.name));
         }
+        self.records.commit()?;
         for (parent, name) in places {
             self.local_change(parent, &name);
         }
@@ -1464,23 +1466,23 @@ where
 
     /// Is something of this UID there that we made, and of which the database took back its note? Then it is looked for.
     fn is_unnoted(&mut self, uid: Uid) -> Result<bool> {
-        let Some((object, (_, parent, name))) = self.taken_back.iter().find(|(_, (of, ..))| *of == uid) else {
-            return Ok(false);
-        };
-        let (object, parent, name) = (object.clone(), *parent, name.clone());
+        let Some((object, put)) = self.undone.of(uid) else { return Ok(false) };
         match self.fs.locate(&object) {
             Err(error) if error.kind() != io::ErrorKind::Unsupported => {}
             Ok(Some(_)) => {}
             // Somebody removed it, or nobody can tell.
             _ => {
-                self.taken_back.remove(&object);
+                self.undone.forget(&object);
                 return Ok(false);
             }
         }
-        let within =
-            if parent == Uid::ROOT { Some(ROOT_NODE) } else { nodes::of(self.records.kv(), parent)?.map(|n| n.id) };
+        let within = if put.within == Uid::ROOT {
+            Some(ROOT_NODE)
+        } else {
+            nodes::of(self.records.kv(), put.within)?.map(|n| n.id)
+        };
         if let Some(within) = within {
-            self.local_change(within, &name);
+            self.local_change(within, &put.name);
         }
         Ok(true)
     }

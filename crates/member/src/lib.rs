@@ -32,6 +32,7 @@ mod start;
 pub mod steps;
 mod sums;
 mod tables;
+mod undone;
 mod unnoted;
 
 pub use config::{Config, FreshIds, Limits, RecoveryPolicy};

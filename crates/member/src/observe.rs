@@ -240,6 +240,11 @@ where
         if !self.changed.is_empty() || !self.scan.is_empty() {
             self.observe_at = Some(self.now);
         }
+        if self.undone.is_owed() {
+            self.records.begin()?;
+            self.undone.settle(self.records.kv_mut())?;
+            self.records.commit()?;
+        }
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
         self.recent.retain(|_, (_, at, _)| at.0 >= keep);
         self.moved_away.retain(|_, (_, at)| at.0 >= keep);
@@ -497,7 +502,7 @@ where
             && node.kind == stat.kind
         {
             // It is where the database has it: what it was moved to is not ours any more.
-            self.taken_back.remove(&node.object);
+            self.undone.forget(&node.object);
             if self.suspect && node.kind == Kind::File && written_since(&stat, self.checkpoint) {
                 // Until it is read; also if it is in use now.
                 self.closed.insert((parent, name.clone()));

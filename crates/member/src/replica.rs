@@ -27,6 +27,7 @@ use crate::nodes::{self, NodeId, ROOT_NODE};
 use crate::observe::Large;
 use crate::scan::Scan;
 use crate::tables::{self, Meta};
+use crate::undone::Undone;
 
 /// A link to a partner, numbered by the caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -245,9 +246,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) leftovers: BTreeSet<Uid>,
     /// Something lies in staging that the database has elsewhere.
     pub(crate) unnoted_parked: bool,
-    /// Objects that we made or moved and of which the database took back its note: their UIDs, and in which directory they
-    /// were put by which name.
-    pub(crate) taken_back: BTreeMap<Object, (Uid, Uid, Vec<u8>)>,
+    /// What was made or moved and not noted.
+    pub(crate) undone: Undone,
     /// Where the walk through Todo stands, and whether it came to the end.
     pub(crate) work_from: Vec<u8>,
     pub(crate) walk_done: bool,

@@ -30,6 +30,7 @@ use crate::observe::Large;
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
 use crate::scan::Scan;
 use crate::tables::{self, Intent, Meta, Preserved, Reason};
+use crate::undone::Undone;
 
 fn private_dir<F: Fs>(fs: &F, parent: &F::Dir, name: &[u8]) -> Result<F::Dir> {
     let open = || match fs.open_dir(parent, name) {
@@ -108,7 +109,7 @@ where
             half_made: VecDeque::new(),
             leftovers: BTreeSet::new(),
             unnoted_parked: false,
-            taken_back: BTreeMap::new(),
+            undone: Undone::default(),
             work_from: Vec::new(),
             walk_done: false,
             due: BTreeSet::new(),
@@ -227,6 +228,7 @@ where
         self.first_scan = kv.get(Table::Meta, Meta::FIRST_SCAN)?.is_some();
         let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         self.checkpoint = Hlc(checkpoint);
+        self.undone = Undone::load(self.records.kv())?;
         if trusted {
             self.advance_checkpoint()?;
         }

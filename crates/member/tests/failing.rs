@@ -26,8 +26,8 @@ fn act(couple: &mut Couple, change: Change<'_>) {
 }
 
 /// The first one's user makes something; the second cannot finish it, nor remove what it began; the user takes it away
-/// again; the disk recovers.
-fn made_and_taken_away(failing: &[Call], make: Change<'_>, take: Change<'_>) -> Couple {
+/// again; the disk recovers, and perhaps the second one's daemon is started anew.
+fn made_and_taken_away(failing: &[Call], make: Change<'_>, take: Change<'_>, anew: bool) -> Couple {
     let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
         fs.mkdir(b"desk").unwrap();
         fs.write(b"notes", b"there from the beginning").unwrap();
@@ -42,6 +42,9 @@ fn made_and_taken_away(failing: &[Call], make: Change<'_>, take: Change<'_>) -> 
     }
     act(&mut couple, take);
     couple.members[1].fs.faults(Faults::clear);
+    if anew {
+        couple.restart(Limits::default());
+    }
     settle(&mut couple);
     couple
 }
@@ -49,9 +52,12 @@ fn made_and_taken_away(failing: &[Call], make: Change<'_>, take: Change<'_>) -> 
 #[test]
 fn a_directory_that_could_not_be_finished_leaves_again() {
     let failing = [Call::WriteAttributes, Call::RemoveDir];
-    let couple = made_and_taken_away(&failing, &|fs| fs.mkdir(b"desk/made").unwrap(), &|fs| {
-        fs.remove(b"desk/made").unwrap();
-    });
+    let couple = made_and_taken_away(
+        &failing,
+        &|fs| fs.mkdir(b"desk/made").unwrap(),
+        &|fs| fs.remove(b"desk/made").unwrap(),
+        false,
+    );
     expect_equal(&couple, "a directory");
 }
 
@@ -59,7 +65,7 @@ fn a_directory_that_could_not_be_finished_leaves_again() {
 fn a_private_file_that_could_not_be_finished_leaves_again() {
     let failing = [Call::SetMtime, Call::RemoveFile];
     let write: Change<'_> = &|fs| fs.write(b"desk/letter", b"Dear all").unwrap();
-    let mut couple = made_and_taken_away(&failing, write, &|fs| fs.remove(b"desk/letter").unwrap());
+    let mut couple = made_and_taken_away(&failing, write, &|fs| fs.remove(b"desk/letter").unwrap(), false);
     expect_equal(&couple, "a file");
     // Nobody waits for that; it is done when something is due the next time.
     assert!((0..STEPS).any(|_| !couple.step()), "it does not come to rest");
@@ -71,11 +77,13 @@ fn a_private_file_that_could_not_be_finished_leaves_again() {
 #[test]
 fn directories_that_could_not_be_made_durable_are_no_users_own() {
     let made = |make: Change<'_>, take: Change<'_>, what: &str| {
-        let couple = made_and_taken_away(&[Call::SyncDir], make, take);
-        expect_equal(&couple, what);
-        let issued = couple.members[1].replica.as_ref().unwrap();
-        let own = issued.records().known().sequence(issued.replica_id());
-        assert_eq!(own, Sequence(0), "the second one took its own work for a user's ({what})");
+        for anew in [false, true] {
+            let couple = made_and_taken_away(&[Call::SyncDir], make, take, anew);
+            expect_equal(&couple, what);
+            let replica = couple.members[1].replica.as_ref().unwrap();
+            let own = replica.records().known().sequence(replica.replica_id());
+            assert_eq!(own, Sequence(0), "the second one took its own work for a user's ({what}, anew: {anew})");
+        }
     };
     made(
         &|fs| {

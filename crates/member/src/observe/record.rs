@@ -29,7 +29,7 @@ where
         let claimed = self.identify(&mut batch, &mut relabel)?;
         for at in 0..batch.found.len() {
             let swapped = batch.found.get(at).is_some_and(|f| {
-                !f.dropped && (self.is_swapped(&batch, f) || f.uid.is_some() && self.taken_back(&batch, f) == f.uid)
+                !f.dropped && (self.is_swapped(&batch, f) || f.uid.is_some() && self.undone_there(&batch, f) == f.uid)
             });
             if let Some(found) = batch.found.get_mut(at) {
                 found.swapped = swapped;
@@ -54,6 +54,7 @@ where
         self.records.end_changes()?;
         self.note_touched_but(&batch.made)?;
         self.advance_checkpoint()?;
+        self.undone.settle(self.records.kv_mut())?;
         self.commit()?;
         self.resolve(anabranch_engine::ResolveScope::Own)
     }
@@ -67,7 +68,7 @@ where
         for at in 0..batch.found.len() {
             let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind == Kind::Directory) else { continue };
             let made = self
-                .taken_back(batch, found)
+                .undone_there(batch, found)
                 .filter(|uid| nodes::of(self.records.kv(), *uid).is_ok_and(|n| n.is_none()));
             let uid = self.recorded(made, Kind::Directory)?;
             if batch.identify(at, uid, &mut claimed).is_some()
@@ -88,7 +89,8 @@ where
         for at in 0..batch.found.len() {
             let Some(found) = batch.unidentified(at).filter(|f| f.stat.kind != Kind::Directory) else { continue };
             let own = found.moved.as_ref().and_then(|n| n.uid);
-            let own = own.filter(|own| self.is_shown_at(batch, found, *own) || self.taken_back(batch, found).is_some());
+            let own =
+                own.filter(|own| self.is_shown_at(batch, found, *own) || self.undone_there(batch, found).is_some());
             let uid = self.recorded(own, found.stat.kind)?;
             batch.identify(at, uid, &mut claimed);
         }
@@ -197,13 +199,13 @@ where
     }
 
     /// Did we make it or move it there ourselves, and could not make that durable? Then the UID for which we did.
-    pub(super) fn taken_back(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Option<Uid> {
-        let (uid, parent, name) = self.taken_back.get(&found.stat.object)?;
+    pub(super) fn undone_there(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Option<Uid> {
+        let put = self.undone.get(&found.stat.object)?;
         let within = match found.parent {
             Parent::Node(id) => self.node_uid(id).ok().flatten(),
             Parent::Found(above) => batch.found.get(above).and_then(|above| above.uid),
         };
-        (within == Some(*parent) && found.name.bytes() == name).then_some(*uid)
+        (within == Some(put.within) && found.name.bytes() == put.name).then_some(put.uid)
     }
 
     /// Was it put there by our own exchange with what the view shows where it was?
@@ -416,7 +418,7 @@ where
             batch.gone.entry(other.id).or_insert(other);
         }
         nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
-        self.taken_back.remove(&stat.object);
+        self.undone.forget(&stat.object);
         let known_before = old.is_some_and(|old| old.object == node.object);
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
