@@ -26,10 +26,17 @@ fn start(limits: Limits) -> Couple {
 
 /// `first` is done at the first member, and `second` once before each call that the member in this place makes then; when it
 /// rests, `expect` must hold.
-fn before_each_call_of(place: usize, limits: Limits, first: fn(&SimFs), second: fn(&SimFs), expect: fn(&Couple, &str)) {
+fn before_each_call_of(
+    place: usize,
+    (limits, merged): (Limits, bool),
+    first: fn(&SimFs),
+    second: fn(&SimFs),
+    expect: fn(&Couple, &str),
+) {
     let mut at = 0;
     loop {
         let mut couple = start(limits);
+        couple.merged = merged;
         settle(&mut couple);
         let fs = couple.members[place].fs.clone();
         first(&couple.members[0].fs);
@@ -51,15 +58,16 @@ fn before_each_call_of(place: usize, limits: Limits, first: fn(&SimFs), second: 
     }
 }
 
-/// As the files are, and as large ones are, which are hashed a slice at a time.
+/// As the files are, as large ones are, which are hashed a slice at a time, and with hints that were merged.
 fn before_each_call(first: fn(&SimFs), second: fn(&SimFs)) {
-    for slice_bytes in [Limits::default().slice_bytes, 1] {
-        before_each_call_of(0, Limits { slice_bytes, ..Limits::default() }, first, second, expect_equal);
+    let sliced = Limits { slice_bytes: 1, ..Limits::default() };
+    for (limits, merged) in [(Limits::default(), false), (sliced, false), (Limits::default(), true)] {
+        before_each_call_of(0, (limits, merged), first, second, expect_equal);
     }
 }
 
 fn before_each_call_of_who_follows(first: fn(&SimFs), second: fn(&SimFs)) {
-    before_each_call_of(1, Limits::default(), first, second, expect_known);
+    before_each_call_of(1, (Limits::default(), false), first, second, expect_known);
 }
 
 fn saved(fs: &SimFs, path: &[u8]) {
@@ -129,6 +137,11 @@ fn a_file_is_written_while_its_time_is_set() {
 #[test]
 fn a_file_is_written_while_its_mode_is_set() {
     before_each_call_of_who_follows(|fs| fs.chmod(b"f", 0o600).unwrap(), |fs| fs.write(b"f", b"two").unwrap());
+}
+
+#[test]
+fn a_file_with_a_new_second_name_is_written() {
+    before_each_call(|fs| fs.link(b"f", b"d/f").unwrap(), |fs| fs.append(b"f", b"two").unwrap());
 }
 
 #[test]

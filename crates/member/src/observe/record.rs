@@ -56,7 +56,23 @@ where
         self.advance_checkpoint()?;
         self.undone.settle(self.records.kv_mut())?;
         self.commit()?;
+        self.look_at_other_links(&batch)?;
         self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// Of two names of one file, one was read before somebody wrote by the other: it is looked at again. No hint names it, and
+    /// when the hint for the other came the database did not have it yet.
+    fn look_at_other_links(&mut self, batch: &Batch<F::Dir>) -> Result<()> {
+        let found = batch.found.iter().filter(|f| !f.dropped).map(|f| &f.stat);
+        let modified = batch.modified.iter().filter(|m| !m.dropped).map(|m| &m.stat);
+        for stat in found.chain(modified).filter(|stat| stat.kind == Kind::File && stat.links > 1) {
+            for other in nodes::by_object(self.records.kv(), &stat.object)? {
+                if other.stamp != stat.stamp {
+                    self.local_change(other.parent, &other.name);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Decides which UID each found thing goes on with; none: it is new. Directories first: where a file lies says which one

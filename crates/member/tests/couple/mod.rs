@@ -14,6 +14,7 @@ use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryP
 use anabranch_model::{Content, FolderId, Hlc, ReplicaId, Uid};
 use anabranch_net::message::{Message, Piece};
 use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs, Thing};
+use anabranch_volume::watch::Hint;
 
 const START: u64 = 1_700_000_000_000_000;
 /// A database that outlives its replica; what was not committed does not.
@@ -85,6 +86,8 @@ pub(crate) struct Couple {
     pub(crate) pieces: usize,
     /// One bit of the first piece that comes is wrong.
     pub(crate) spoil: bool,
+    /// Hints say in which directory something may have changed, and no more, as merged ones do.
+    pub(crate) merged: bool,
 }
 
 impl Couple {
@@ -102,7 +105,16 @@ impl Couple {
             }
             Member { database: Database::new(&fs), fs, replica: None, lives: 0 }
         });
-        let mut couple = Self { now: START, clock, members, queue: VecDeque::new(), link: 0, pieces: 0, spoil: false };
+        let mut couple = Self {
+            now: START,
+            clock,
+            members,
+            queue: VecDeque::new(),
+            link: 0,
+            pieces: 0,
+            spoil: false,
+            merged: false,
+        };
         couple.open(0, limits);
         couple.open(1, limits);
         couple
@@ -156,7 +168,12 @@ impl Couple {
     /// Both hear of what happened in their trees.
     pub(crate) fn hear(&mut self) {
         for (at, member) in self.members.iter().enumerate() {
-            let hints = member.fs.take_hints();
+            let mut hints = member.fs.take_hints();
+            for hint in hints.iter_mut().filter(|_| self.merged) {
+                if let Hint::Entry { directory, .. } = hint {
+                    *hint = Hint::Directory { directory: directory.clone() };
+                }
+            }
             if !hints.is_empty() {
                 self.queue.push_back((at, Input::Hints(hints)));
             }
