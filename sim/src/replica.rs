@@ -33,7 +33,7 @@ pub(crate) fn open(start: Start) -> Result<Box<dyn Machine>, String> {
     let usual = Limits::default();
     let limits = Limits {
         piece_bytes: usual.piece_bytes.min(large_from),
-        slice_bytes: usual.slice_bytes.min(u64::from(large_from)),
+        slice_bytes: usual.slice_bytes.min(u64::from(large_from).max(256)),
         note_bytes: usual.note_bytes.min(u64::from(large_from)),
         note_every: if large_from == u32::MAX { usual.note_every } else { 1_000 },
         staging_bytes: start.staging_bytes,

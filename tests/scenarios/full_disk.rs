@@ -64,7 +64,7 @@ fn a_full_disk_waits_for_room_and_the_rest_goes_on() -> Result<()> {
 
 #[test]
 fn a_member_whose_disk_is_full_to_the_last_byte_relays_deletes_and_renames_on_ext4() -> Result<()> {
-    relays_though_full("ext4", 96)
+    relays_though_full("ext4", 320)
 }
 
 #[test]

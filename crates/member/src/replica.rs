@@ -497,7 +497,7 @@ where
             self.restamp()?;
         }
         if !self.large.is_idle() {
-            self.hash_large();
+            self.hash_large()?;
         }
         if self.phase != Phase::Joining && self.observe_at.is_some_and(|at| at <= now) {
             self.observe()?;

@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
 
 /// Most bytes kept for each of the two files.
-const BYTES_MAX: u64 = 16 << 20;
+const BYTES_MAX: u64 = 32 << 20;
 /// The part of a file system that is kept for each of the two files, where that is less.
-const SHARE: u64 = 64;
+const SHARE: u64 = 32;
 /// The disk is nearly full with less than this many times the reserve free.
 const SHORT: u64 = 4;
 /// After so many commits it is looked whether the reserve is whole.

@@ -10,6 +10,7 @@ use anabranch_volume::fs::{Fs, Object, Stat};
 use anabranch_volume::hash::{Reading, Slice};
 use anabranch_volume::walk::share_out;
 
+use crate::events::EventKind;
 use crate::nodes::NodeId;
 use crate::replica::{Replica, Result};
 
@@ -55,6 +56,11 @@ impl<F: Fs> Large<F> {
         self.under.is_empty()
     }
 
+    /// What it holds is recorded.
+    pub(crate) fn recorded(&mut self, object: &Object) {
+        self.known.remove(object);
+    }
+
     /// Somebody who had this entry, or this file, open to write has closed it: what was read before does not count.
     pub(crate) fn closed(&mut self, entry: &(NodeId, Vec<u8>), object: Option<&Object>) {
         let same = |of: &Stat, at: &Option<(NodeId, Vec<u8>)>| Some(&of.object) == object || at.as_ref() == Some(entry);
@@ -81,10 +87,9 @@ where
         if stat.stamp.size <= self.config.limits.slice_bytes {
             return Ok(Ok(None));
         }
-        if let Some(known) = self.large.known.remove(&stat.object)
-            && known.stat.stamp == stat.stamp
-        {
-            return Ok(Ok(Some((known.stat, known.hash))));
+        // Kept until it is recorded: what else it waits for may have to be read again and again.
+        if let Some(known) = self.large.known.get(&stat.object).filter(|known| known.stat.stamp == stat.stamp) {
+            return Ok(Ok(Some((known.stat.clone(), known.hash))));
         }
         let same = |under: &Under<F>| under.reading.stat().object == stat.object;
         if self.large.under.iter().any(same) {
@@ -108,15 +113,15 @@ where
     }
 
     /// Hashes a slice of each large file that is under way.
-    pub(crate) fn hash_large(&mut self) {
+    pub(crate) fn hash_large(&mut self) -> Result<()> {
         let (fs, bytes) = (&self.fs, self.config.limits.slice_bytes);
         let act = |mut under: Under<F>| {
             let slice = under.reading.go_on(fs, bytes);
             (under, slice)
         };
         let under = std::mem::take(&mut self.large.under);
-        let count = under.len();
-        let threads = self.fs.parallelism().min(count);
+        let threads = self.fs.parallelism().min(under.len());
+        let mut hashed = false;
         let done = if threads > 1 { share_out(under, threads, act) } else { under.into_iter().map(act).collect() };
         for (under, slice) in done {
             match slice {
@@ -125,26 +130,35 @@ where
                     continue;
                 }
                 Ok(Slice::Whole(hash)) => {
+                    hashed = true;
                     if self.large.known.len() >= KNOWN_MAX {
                         self.large.known.pop_first();
                     }
                     let stat = under.reading.stat().clone();
                     self.large.known.insert(stat.object.clone(), Known { stat, hash, entry: under.entry.clone() });
                 }
-                // It is looked at again, and what is the matter is found out then.
-                Ok(Slice::InUse) | Err(_) => {}
+                // It is looked at again when its turn comes, and not at once: so it may go on for long.
+                Ok(Slice::InUse) => continue,
+                Err(error) => {
+                    if let Some((parent, name)) = &under.entry {
+                        let path = String::from_utf8_lossy(&self.node_path(*parent, name)?).into_owned();
+                        self.report_once(EventKind::CannotRead, format!("{path}: {error}"));
+                    }
+                    continue;
+                }
             }
             if let Some(entry) = under.entry {
                 self.later.remove(&entry);
                 self.changed.insert(entry);
             }
         }
-        if self.large.under.len() < count {
+        if hashed {
             for entry in std::mem::take(&mut self.large.queue) {
                 self.later.remove(&entry);
                 self.changed.insert(entry);
             }
             self.observe_at = Some(self.now);
         }
+        Ok(())
     }
 }
