@@ -56,11 +56,6 @@ impl<F: Fs> Large<F> {
         self.under.is_empty()
     }
 
-    /// What it holds is recorded.
-    pub(crate) fn recorded(&mut self, object: &Object) {
-        self.known.remove(object);
-    }
-
     /// Somebody who had this entry, or this file, open to write has closed it: what was read before does not count.
     pub(crate) fn closed(&mut self, entry: &(NodeId, Vec<u8>), object: Option<&Object>) {
         let same = |of: &Stat, at: &Option<(NodeId, Vec<u8>)>| Some(&of.object) == object || at.as_ref() == Some(entry);
@@ -87,7 +82,7 @@ where
         if stat.stamp.size <= self.config.limits.slice_bytes {
             return Ok(Ok(None));
         }
-        // Kept until it is recorded: what else it waits for may have to be read again and again.
+        // It is kept: whatever its entry waits for, the file is not read again for that.
         if let Some(known) = self.large.known.get(&stat.object).filter(|known| known.stat.stamp == stat.stamp) {
             return Ok(Ok(Some((known.stat.clone(), known.hash))));
         }

@@ -146,11 +146,6 @@ where
             self.drop_batch(batch)?;
             self.distrust_staging()?;
         }
-        let found = batch.found.iter().filter(|f| !f.dropped).map(|f| &f.stat);
-        let modified = batch.modified.iter().filter(|m| !m.dropped).map(|m| &m.stat);
-        for stat in found.chain(modified).filter(|stat| stat.stamp.size > self.config.limits.slice_bytes) {
-            self.large.recorded(&stat.object);
-        }
         Ok(())
     }
 
