@@ -83,8 +83,8 @@ pub(crate) struct Oracle {
     put_back: BTreeSet<String>,
     /// Files, as their writers go on writing them.
     files: Vec<File>,
-    /// What each member's users ended last: path, and file.
-    ended_last: BTreeMap<usize, (Vec<u8>, usize)>,
+    /// What each member's users ended last: path, file, and when.
+    ended_last: BTreeMap<usize, (Vec<u8>, usize, u64)>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -129,13 +129,13 @@ impl Oracle {
     pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed, elsewhere: &dyn Fn(&Thing) -> bool) {
         match deed {
             Deed::Finished { path, content } => {
-                let goes_on = self.ended_last.remove(&member).filter(|(ended, _)| *ended == path);
+                let goes_on = self.ended_last.remove(&member).filter(|(ended, ..)| *ended == path);
                 let file = goes_on.map_or_else(
                     || {
                         self.files.push(File::default());
                         self.files.len() - 1
                     },
-                    |(_, file)| file,
+                    |(_, file, _)| file,
                 );
                 let fate = self.fates.entry(content).or_default();
                 fate.file = file;
@@ -150,7 +150,7 @@ impl Oracle {
             }
             Deed::Ended { path, content } => {
                 let fate = self.fates.entry(content).or_default();
-                self.ended_last.insert(member, (path, fate.file));
+                self.ended_last.insert(member, (path, fate.file, now));
                 if let Some(file) = self.files.get_mut(fate.file) {
                     file.removers.insert(member);
                 }
@@ -181,8 +181,9 @@ impl Oracle {
         fate.movers.insert(member);
         if itself {
             fate.name = split(&path).1.to_vec();
-            // What takes a name goes on with the file that had it.
-            if let Some((_, file)) = self.ended_last.get(&member).filter(|(ended, _)| *ended == path) {
+            // What takes a name goes on with the file that had it until then.
+            let before = self.ended_last.get(&member);
+            if let Some((_, file, _)) = before.filter(|(ended, _, when)| *ended == path && *when == now) {
                 fate.file = *file;
             }
             if let Some(file) = self.files.get_mut(fate.file) {

@@ -76,6 +76,35 @@ fn a_proper_stop_ends_no_doubt() {
     assert!(silent > 0, "no power cut left new bytes under an old stamp");
 }
 
+/// What a power cut left under an old stamp is not what the other one's user has replaced: he never saw it.
+#[test]
+fn what_is_in_doubt_is_compared_before_a_partners_change_takes_it_out() {
+    let mut silent = 0;
+    for seed in 0..300 {
+        let mut couple = start();
+        if !cut(&mut couple, seed, false) {
+            continue;
+        }
+        silent += 1;
+        let left = couple.members[1].fs.read(NAME).unwrap();
+        couple.members[0].fs.write(NAME, b"what the other one's user wrote meanwhile").unwrap();
+        couple.restart(Limits::default());
+        settle(&mut couple);
+        expect_known(&couple, &format!("power cut {seed}"));
+        let member = &couple.members[1];
+        let shown = member.fs.tree().values().any(|e| e.content.as_ref() == Some(&left));
+        let private = member.fs.private_tree();
+        let kept = member.replica.as_ref().unwrap().preserved(0, 100).unwrap();
+        let unseen = kept
+            .iter()
+            .filter(|item| item.reason.unseen())
+            .map(anabranch_member::Preserved::file_name)
+            .any(|name| private.iter().any(|(path, e)| path.ends_with(&name) && e.content.as_ref() == Some(&left)));
+        assert!(shown || unseen, "power cut {seed}: it is preserved as what somebody had replaced knowingly");
+    }
+    assert!(silent > 0, "no power cut left new bytes under an old stamp");
+}
+
 /// Paths with their modes, and contents.
 fn gist(couple: &Couple, at: usize) -> Vec<String> {
     let content = |e: &TreeEntry| e.content.as_ref().map(|c| c.bytes().escape_ascii().to_string());

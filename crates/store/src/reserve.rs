@@ -1,4 +1,4 @@
-//! Room on the disk that is kept for the database, so that a full disk does not stop it (design, section 5).
+//! Room on the disk that is kept for the database, so that a full disk does not stop it (design, section 7).
 //!
 //! Blocks are allocated behind the end of the database file and of its write-ahead log, where only SQLite can use them:
 //! whoever else fills the disk to the last byte cannot. While the disk is nearly full the log is taken into the database
@@ -7,10 +7,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fstatvfs};
 
 /// Most bytes kept for each of the two files.
 const BYTES_MAX: u64 = 32 << 20;
@@ -32,6 +32,12 @@ pub(crate) struct Reserve {
     commits: u64,
 }
 
+/// Opens a file to allocate blocks for it; like SQLite, not through a symlink.
+fn open(path: &Path) -> io::Result<File> {
+    let not_followed = i32::try_from(OFlags::NOFOLLOW.bits()).unwrap_or_default();
+    OpenOptions::new().read(true).write(true).custom_flags(not_followed).open(path)
+}
+
 /// What is to be done after a commit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Room {
@@ -43,8 +49,7 @@ pub(crate) enum Room {
 impl Reserve {
     /// Of the database in this file, which is there.
     pub(crate) fn of(database: &Path, log: PathBuf) -> io::Result<Self> {
-        let database = OpenOptions::new().read(true).write(true).open(database)?;
-        Ok(Self { database, log, commits: 0 })
+        Ok(Self { database: open(database)?, log, commits: 0 })
     }
 
     /// To be called after each commit.
@@ -64,7 +69,7 @@ impl Reserve {
     }
 
     fn fill(&self, bytes: u64) -> io::Result<()> {
-        let log = OpenOptions::new().write(true).open(&self.log)?;
+        let log = open(&self.log)?;
         if log.metadata()?.blocks() * BLOCK < bytes {
             fallocate(&log, FallocateFlags::KEEP_SIZE, 0, bytes)?;
         }
