@@ -253,8 +253,11 @@ where
                 None => true,
             };
             if !there {
-                // Both at one time: what left it may lie in what was found, and can be recorded only together with that.
-                self.later.insert((id, name.clone()), Hlc(self.now.0 + self.config.limits.retry));
+                // Both at one time: what left it may lie in what was found, and can be recorded only together with that. The
+                // time that is set stays: what was found may be looked at more often than that, and would put it off for ever.
+                let retry = Hlc(self.now.0 + self.config.limits.retry);
+                let both = *self.later.entry((id, name.clone())).or_insert(retry);
+                self.later.insert((id, found.name.bytes().to_vec()), both);
                 return Ok(true);
             }
         }
