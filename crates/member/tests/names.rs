@@ -9,7 +9,7 @@ use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryP
 use anabranch_model::{FolderId, Hlc, Names, ReplicaId};
 use anabranch_net::message::Message;
 use anabranch_store::MemoryKv;
-use anabranch_volume::simulated::{DiskConfig, SimClock, SimFs};
+use anabranch_volume::simulated::{DiskConfig, Mode, SimClock, SimFs};
 
 const START: u64 = 1_700_000_000_000_000;
 
@@ -120,6 +120,15 @@ impl Pair {
             }
         }
         panic!("does not come to rest: {:?}", self.members.each_ref().map(|m| m.waiting_items(5)));
+    }
+
+    /// What users did at one of them is seen, and so much time passes.
+    fn pass(&mut self, member: usize, microseconds: u64) {
+        let hints = self.disks[member].take_hints();
+        self.give(member, Input::Hints(hints));
+        self.now += microseconds;
+        self.clock.set(self.now.cast_signed() * 1000);
+        (0..2).for_each(|member| self.give(member, Input::Time));
     }
 
     /// Paths in the trees, which must be the same.
@@ -266,4 +275,34 @@ fn a_file_saved_anew_under_another_case_is_the_same_file() {
     // Two edits of one file, not a file and another one.
     assert_eq!(pair.paths(), ["REPORT.txt"]);
     assert_eq!(pair.unseen(), 1, "{:#?}", pair.said);
+}
+
+/// What had the name in another spelling is gone, and that is recorded only when it is looked at again.
+#[test]
+fn a_name_that_was_left_in_another_case_is_free_soon_however_busy_the_one_that_takes_it() {
+    let mut pair = Pair::new([Names::Windows; 2], false, |number, fs| {
+        if number == 0 {
+            fs.write(b"a", b"moved while it is written").unwrap();
+            fs.write(b"new", b"takes its place").unwrap();
+            fs.mkdir(b"Site").unwrap();
+            fs.write(b"Site/plan", b"plan").unwrap();
+        }
+    });
+    pair.connect();
+    assert_eq!(pair.paths(), ["Site", "Site/plan", "a", "new"]);
+    let retry = Limits::default().retry;
+    let user = pair.disks[0].user_open(b"a", Mode::Update).unwrap();
+    pair.disks[0].user_put(user, None, b", and more");
+    pair.disks[0].rename(b"a", b"b").unwrap();
+    pair.pass(0, retry / 10);
+    pair.disks[0].rename(b"new", b"b").unwrap();
+    pair.disks[0].user_close(user);
+    pair.disks[0].rename(b"Site", b"A").unwrap();
+    for round in 0..30 {
+        pair.disks[0].write(b"A/plan", format!("plan {round}").as_bytes()).unwrap();
+        pair.pass(0, retry / 3);
+    }
+    let there = pair.disks[1].tree().into_keys().map(|path| String::from_utf8(path).unwrap());
+    assert_eq!(there.collect::<Vec<_>>(), ["A", "A/plan", "b"], "{:?}", pair.members[0].waiting_items(5));
+    assert_eq!(pair.paths(), ["A", "A/plan", "b"]);
 }
