@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_engine::{Records, Settings};
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica, Stop};
@@ -305,4 +307,37 @@ fn a_name_that_was_left_in_another_case_is_free_soon_however_busy_the_one_that_t
     let there = pair.disks[1].tree().into_keys().map(|path| String::from_utf8(path).unwrap());
     assert_eq!(there.collect::<Vec<_>>(), ["A", "A/plan", "b"], "{:?}", pair.members[0].waiting_items(5));
     assert_eq!(pair.paths(), ["A", "A/plan", "b"]);
+}
+
+/// As many bytes, within the tick of the clock in which it was hashed, and before anybody hears of it: its stamp says nothing.
+#[test]
+fn what_is_written_just_before_a_file_is_taken_out_is_preserved_as_unseen() {
+    let mut at = 0;
+    loop {
+        let calls = Arc::new(AtomicUsize::new(0));
+        let mut pair = Pair::new([Names::Windows; 2], false, |number, fs| {
+            if number == 0 {
+                fs.write(b"A", b"one").unwrap();
+                fs.write(b"a", b"one").unwrap();
+                let count = Arc::clone(&calls);
+                fs.set_interloper_everywhere(Box::new(move |fs, _| {
+                    if count.fetch_add(1, Ordering::Relaxed) == at {
+                        fs.write(b"A", b"two").unwrap();
+                    }
+                }));
+            }
+        });
+        pair.connect();
+        pair.settle();
+        if calls.load(Ordering::Relaxed) <= at {
+            assert!(at > 20, "only {at} calls");
+            return;
+        }
+        let shown = pair.disks[0].tree().values().any(|e| e.content.as_ref().is_some_and(|c| c.bytes() == b"two"));
+        assert!(
+            shown || pair.unseen() > 0,
+            "before call {at}: it is preserved as what somebody had replaced knowingly"
+        );
+        at += 1;
+    }
 }

@@ -6,18 +6,26 @@ use std::io;
 use std::time::Duration;
 
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Content, Uid};
-use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease};
+use anabranch_model::{Content, Hlc, Uid};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
+use anabranch_volume::hash::read_hash;
 
 use super::{Batch, Install, Outcome, Ready, Removal};
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk};
+use crate::observe::written_since;
 use crate::replica::{Replica, Result, Waiting};
 use crate::steps::{Step, broken};
 use crate::tables::{self, Preserved, Reason};
 
 /// How long a lease is kept after an exchange: an `open` past its path lookup shows up in that time (design, section 8).
 const GUARD: Duration = Duration::from_millis(1);
+
+/// Whoever closed a file longer ago than this has been heard of, microseconds.
+const HEARD: u64 = 1_000_000;
+
+/// Larger files take longer to hash than a tick of the clock: a write after that has another stamp. Bytes.
+const TICK_BYTES: u64 = 64 << 20;
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -129,16 +137,31 @@ where
             }
             Err(error) => return Ok(Err(self.failed(node.parent, name, &error)?)),
         };
-        match self.fs.stat_file(&file) {
-            Ok(stat) if broken(Step::Compare) || (stat.object == node.object && stat.stamp == node.stamp) => {
-                Ok(Ok((file, stat.stamp, leased)))
-            }
-            Ok(_) => {
+        let compared = self.fs.stat_file(&file).and_then(|stat| {
+            let same = stat.object == node.object && stat.stamp == node.stamp;
+            Ok((broken(Step::Compare) || same && self.is_what_was_hashed(&file, &stat, node)?).then_some(stat.stamp))
+        });
+        match compared {
+            Ok(Some(stamp)) => Ok(Ok((file, stamp, leased))),
+            Ok(None) => {
+                // Whatever its stamp says.
+                self.closed.insert((node.parent, name.to_vec()));
                 self.local_change(node.parent, name);
                 Ok(Err(Waiting::LocalChange))
             }
             Err(error) => Ok(Err(self.failed(node.parent, name, &error)?)),
         }
+    }
+
+    /// Somebody may have written as many bytes in the tick of the clock in which it was hashed, and nobody told us yet: the
+    /// stamp is the same then. So what changed just now is hashed again.
+    fn is_what_was_hashed(&self, file: &F::File, stat: &Stat, node: &Node) -> io::Result<bool> {
+        let Some(OnDisk { value: Content::File { hash, .. }, .. }) = &node.content else { return Ok(true) };
+        let heard_of = !written_since(stat, Hlc(self.now.0.saturating_sub(HEARD)));
+        if heard_of || *hash == [0; 32] || stat.stamp.size > TICK_BYTES {
+            return Ok(true);
+        }
+        Ok(read_hash(&self.fs, file, stat.stamp.size)?.is_some_and(|found| found == *hash))
     }
 
     fn take_out(&mut self, removal: &mut Removal<F>) -> Result<bool> {
