@@ -8,13 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
 use anabranch_engine::kv::Kv;
-use anabranch_model::{Content, ContentFacet, Hash, Hlc, Uid, Version};
+use anabranch_model::{AttributesFacet, Content, ContentFacet, Hash, Hlc, Timestamp, Uid, Version};
 use anabranch_net::message::{Bytes, Message, PIECE_BYTES_MAX, Piece, WANTS_MAX, Want};
 use anabranch_volume::fs::{Fs, Room};
 use anabranch_volume::hash::read_hash;
 
 use crate::events::EventKind;
-use crate::install::Ready;
+use crate::install::{Arrived, Ready};
 use crate::nodes;
 use crate::partial::{Incoming, Partial};
 use crate::replica::{LinkId, Partner, Replica, Result};
@@ -43,6 +43,9 @@ pub(crate) struct Wanted<File> {
     pub(crate) received: u64,
     /// Of a large file: its private file and the hash of what was received.
     pub(crate) file: Option<Incoming<File>>,
+    /// What else its private file was to have when it was asked for.
+    mtime: Timestamp,
+    attributes: Option<AttributesFacet>,
 }
 
 struct Request {
@@ -192,7 +195,12 @@ where
     F::File: Send,
 {
     /// Wants a content, in a transaction. `false`: the window is full, ask later.
-    pub(crate) fn want(&mut self, uid: Uid, facet: &ContentFacet) -> Result<bool> {
+    pub(crate) fn want(
+        &mut self,
+        uid: Uid,
+        facet: &ContentFacet,
+        attributes: Option<&AttributesFacet>,
+    ) -> Result<bool> {
         let Content::File { size, hash } = facet.value else { return Ok(true) };
         if self.fetching.wants(uid, &hash) {
             return Ok(true);
@@ -216,11 +224,19 @@ where
         let received = received.unwrap_or(0);
         self.fetching.bytes += weight;
         self.fetching.idle.insert(uid);
-        let version = facet.written.version;
-        self.fetching.wanted.insert(
-            uid,
-            Wanted { version, hash, size, refused: BTreeSet::new(), asked: None, asked_to: received, received, file },
-        );
+        let wanted = Wanted {
+            version: facet.written.version,
+            hash,
+            size,
+            refused: BTreeSet::new(),
+            asked: None,
+            asked_to: received,
+            received,
+            file,
+            mtime: facet.mtime,
+            attributes: attributes.cloned(),
+        };
+        self.fetching.wanted.insert(uid, wanted);
         Ok(true)
     }
 
@@ -352,6 +368,21 @@ where
         first: u32,
         pieces: Vec<Piece>,
     ) -> Result<std::result::Result<(), String>> {
+        let mut arrived = Vec::new();
+        let taken = self.take_each(link, number, first, pieces, &mut arrived);
+        // What came before a mistake of the partner's is right.
+        self.write_ahead(arrived);
+        taken
+    }
+
+    fn take_each(
+        &mut self,
+        link: LinkId,
+        number: u64,
+        first: u32,
+        pieces: Vec<Piece>,
+        arrived: &mut Vec<Arrived>,
+    ) -> Result<std::result::Result<(), String>> {
         for (at, piece) in pieces.into_iter().enumerate() {
             let Some(request) = self.fetching.requests.get_mut(&number).filter(|r| r.link == link) else {
                 // A request of before the link broke: nothing waits for it.
@@ -372,7 +403,7 @@ where
                 Piece::Data(bytes) if bytes.len() != want.length as usize => {
                     return Ok(Err(format!("a piece of {} bytes where {} were asked for", bytes.len(), want.length)));
                 }
-                Piece::Data(bytes) => self.take_piece(link, &want, bytes)?,
+                Piece::Data(bytes) => arrived.extend(self.take_piece(link, &want, bytes)?),
                 Piece::NotHeld => self.refuse(link, &want, true),
                 Piece::Busy => self.refuse(link, &want, false),
             }
@@ -392,22 +423,22 @@ where
         self.fetching.idle.insert(want.uid);
     }
 
-    fn take_piece(&mut self, link: LinkId, want: &Want, bytes: Bytes) -> Result<()> {
+    /// One piece. A small content that is whole with it is given back, to be written.
+    fn take_piece(&mut self, link: LinkId, want: &Want, bytes: Bytes) -> Result<Option<Arrived>> {
         self.counters.content_received += bytes.len() as u64;
-        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(()) };
+        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(None) };
         if wanted.hash != want.hash || wanted.asked != Some(link) || want.offset != wanted.received {
-            return Ok(());
+            return Ok(None);
         }
         if wanted.size <= u64::from(self.config.limits.piece_bytes) {
             if *blake3::hash(&bytes).as_bytes() != wanted.hash {
                 self.wrong_content(link, want);
-                return Ok(());
+                return Ok(None);
             }
+            let (mtime, wanted) = (wanted.mtime, wanted.attributes.take());
             self.fetching.forget(want.uid);
-            // Not a share of the frame: that would hold all of it for as long as the last of its pieces waits.
-            self.ready.insert(want.uid, Ready::Bytes { bytes: bytes.to_vec(), hash: want.hash });
             self.due_now(want.uid);
-            return Ok(());
+            return Ok(Some(Arrived { uid: want.uid, bytes, hash: want.hash, mtime, wanted }));
         }
         if let Err(error) = self.append(want, &bytes) {
             let path = self.record_path(want.uid)?;
@@ -418,16 +449,16 @@ where
             self.records.commit()?;
             self.due_at(want.uid, crate::replica::Waiting::Failed);
             self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
-            return Ok(());
+            return Ok(None);
         }
-        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(()) };
+        let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(None) };
         if wanted.received < wanted.size {
             if wanted.asked_to < wanted.size {
                 self.fetching.idle.insert(want.uid);
             }
-            return Ok(());
+            return Ok(None);
         }
-        let Some(incoming) = wanted.file.take() else { return Ok(()) };
+        let Some(incoming) = wanted.file.take() else { return Ok(None) };
         if *incoming.hasher.finalize().as_bytes() != wanted.hash {
             self.records.begin()?;
             self.drop_partial(want.uid)?;
@@ -438,13 +469,13 @@ where
             } else {
                 self.wrong_content(link, want);
             }
-            return Ok(());
+            return Ok(None);
         }
         let size = wanted.size;
         self.fetching.forget(want.uid);
         self.ready.insert(want.uid, Ready::Staged { name: private_name(want.uid), size, hash: want.hash });
         self.due_now(want.uid);
-        Ok(())
+        Ok(None)
     }
 
     /// What came is not what was asked for: it is asked of another, and of this one again later.
@@ -496,7 +527,7 @@ where
 
     /// The same content lies elsewhere in the tree, or among what is preserved: copied from there, verified on the way
     /// (design, section 7).
-    pub(crate) fn reuse(&mut self, uid: Uid, size: u64, hash: &Hash) -> Result<Option<Ready>> {
+    pub(crate) fn reuse(&mut self, uid: Uid, size: u64, hash: &Hash) -> Result<Option<Ready<F::File>>> {
         let mut places = Vec::new();
         for node in nodes::by_hash(self.records.kv(), hash)? {
             places.extend(self.dir(node.parent)?.map(|dir| (dir, node.name, Some(node.object))));
@@ -514,7 +545,7 @@ where
                 let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
                 let whole = self.fs.read_at(&file, &mut bytes, 0).is_ok_and(|n| n as u64 == size);
                 if whole && blake3::hash(&bytes).as_bytes() == hash {
-                    return Ok(Some(Ready::Bytes { bytes, hash: *hash }));
+                    return Ok(Some(Ready::Bytes { bytes: bytes.into(), hash: *hash }));
                 }
                 continue;
             }
@@ -527,7 +558,7 @@ where
         Ok(None)
     }
 
-    fn copy(&mut self, uid: Uid, from: &F::File, size: u64, hash: &Hash) -> io::Result<Option<Ready>> {
+    fn copy(&mut self, uid: Uid, from: &F::File, size: u64, hash: &Hash) -> io::Result<Option<Ready<F::File>>> {
         let name = private_name(uid);
         match self.fs.remove_file(&self.private.staging, &name) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),

@@ -11,7 +11,7 @@ use std::io;
 use anabranch_engine::Rule;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_model::{AttributesFacet, Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
-use anabranch_net::message::Message;
+use anabranch_net::message::{Bytes, Message};
 use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
 use anabranch_volume::walk::share_out;
 
@@ -24,54 +24,90 @@ use crate::steps::{Step, broken};
 use crate::tables::{self, Intent, Preserved, Reason, Work};
 use crate::undone::Put;
 
+pub(crate) use ahead::{Ahead, Arrived};
+use ahead::{MadeFor, Prepared, write_private};
+
+mod ahead;
 mod place;
 
 /// A content that is here, verified, and not yet in the tree.
-pub(crate) enum Ready {
+pub(crate) enum Ready<File> {
     /// A small one, in memory.
-    Bytes { bytes: Vec<u8>, hash: Hash },
+    Bytes { bytes: Bytes, hash: Hash },
+    /// A small one that is being written to its private file.
+    Writing { size: u64, hash: Hash },
+    /// A small one in its private file, which is complete but for what has changed since it was wanted.
+    Written { size: u64, hash: Hash, made_for: MadeFor, prepared: Box<Prepared<File>> },
     /// In a private file in staging.
     Staged { name: Vec<u8>, size: u64, hash: Hash },
 }
 
-impl Ready {
+impl<File> Ready<File> {
     pub(crate) fn size(&self) -> u64 {
         match self {
             Self::Bytes { bytes, .. } => bytes.len() as u64,
-            Self::Staged { size, .. } => *size,
+            Self::Writing { size, .. } | Self::Written { size, .. } | Self::Staged { size, .. } => *size,
         }
     }
 
     fn hash(&self) -> &Hash {
         match self {
-            Self::Bytes { hash, .. } | Self::Staged { hash, .. } => hash,
+            Self::Bytes { hash, .. }
+            | Self::Writing { hash, .. }
+            | Self::Written { hash, .. }
+            | Self::Staged { hash, .. } => hash,
         }
+    }
+
+    /// Does it lie in a private file?
+    pub(crate) fn has_file(&self) -> bool {
+        !matches!(self, Self::Bytes { .. })
     }
 }
 
 /// What is ready, with its sums at hand: they are asked for with every piece that comes.
-#[derive(Default)]
-pub(crate) struct ReadySet {
-    items: BTreeMap<Uid, Ready>,
+pub(crate) struct ReadySet<File> {
+    items: BTreeMap<Uid, Ready<File>>,
     small_bytes: u64,
     large_bytes: u64,
 }
 
-impl ReadySet {
-    pub(crate) fn insert(&mut self, uid: Uid, ready: Ready) {
+impl<File> Default for ReadySet<File> {
+    fn default() -> Self {
+        Self { items: BTreeMap::new(), small_bytes: 0, large_bytes: 0 }
+    }
+}
+
+impl<File> ReadySet<File> {
+    pub(crate) fn insert(&mut self, uid: Uid, ready: Ready<File>) {
         self.remove(uid);
         *self.sum(&ready) += ready.size();
         self.items.insert(uid, ready);
     }
 
-    pub(crate) fn remove(&mut self, uid: Uid) -> Option<Ready> {
+    pub(crate) fn remove(&mut self, uid: Uid) -> Option<Ready<File>> {
         let ready = self.items.remove(&uid)?;
         *self.sum(&ready) -= ready.size();
         Some(ready)
     }
 
-    pub(crate) fn get(&self, uid: Uid) -> Option<&Ready> {
+    pub(crate) fn get(&self, uid: Uid) -> Option<&Ready<File>> {
         self.items.get(&uid)
+    }
+
+    /// Takes what was written ahead for a content; its private file stays, as of one that waits in staging.
+    fn take_written(&mut self, uid: Uid) -> Option<(MadeFor, Prepared<File>)> {
+        if !matches!(self.items.get(&uid), Some(Ready::Written { .. })) {
+            return None;
+        }
+        let Some(Ready::Written { size, hash, made_for, prepared }) = self.remove(uid) else { return None };
+        self.insert(uid, Ready::Staged { name: private_name(uid), size, hash });
+        Some((made_for, *prepared))
+    }
+
+    /// Contents in private files, whoever wrote them.
+    pub(crate) fn in_files(&self) -> impl Iterator<Item = Uid> {
+        self.items.iter().filter(|(_, ready)| ready.has_file()).map(|(uid, _)| *uid)
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -82,11 +118,11 @@ impl ReadySet {
     pub(crate) fn staged(&self) -> impl Iterator<Item = (Uid, u64, Hash)> {
         self.items.iter().filter_map(|(uid, ready)| match ready {
             Ready::Staged { size, hash, .. } => Some((*uid, *size, *hash)),
-            Ready::Bytes { .. } => None,
+            Ready::Bytes { .. } | Ready::Writing { .. } | Ready::Written { .. } => None,
         })
     }
 
-    /// Bytes that wait in memory.
+    /// Bytes of small contents.
     pub(crate) fn small_bytes(&self) -> u64 {
         self.small_bytes
     }
@@ -96,9 +132,20 @@ impl ReadySet {
         self.large_bytes
     }
 
-    fn sum(&mut self, ready: &Ready) -> &mut u64 {
+    /// Contents of which nothing is known yet but that they are being written.
+    fn being_written(&self) -> Vec<Uid> {
+        let writing = self.items.iter().filter(|(_, ready)| matches!(ready, Ready::Writing { .. }));
+        writing.map(|(uid, _)| *uid).collect()
+    }
+
+    /// Contents that were written ahead.
+    fn written(&self) -> usize {
+        self.items.values().filter(|ready| matches!(ready, Ready::Written { .. })).count()
+    }
+
+    fn sum(&mut self, ready: &Ready<File>) -> &mut u64 {
         match ready {
-            Ready::Bytes { .. } => &mut self.small_bytes,
+            Ready::Bytes { .. } | Ready::Writing { .. } | Ready::Written { .. } => &mut self.small_bytes,
             Ready::Staged { .. } => &mut self.large_bytes,
         }
     }
@@ -207,6 +254,8 @@ const FORGOTTEN_ROWS: usize = 16;
 const MOVED_AWAY_MAX: usize = 100_000;
 /// From so many private files on, the first half of them is flushed while the second one is written.
 const HALVED_FROM: usize = 256;
+/// From so many private files on that were written ahead, they are flushed while the batch is planned.
+const FLUSHED_AHEAD_FROM: usize = 64;
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -245,6 +294,7 @@ where
         if std::mem::take(&mut self.unnoted_parked) {
             self.take_up_parked()?;
         }
+        self.take_up_written();
         self.remove_leftovers();
         self.lift()?;
         let done = self.remove_half_made().and_then(|()| self.work_on_batch());
@@ -259,6 +309,11 @@ where
             self.waiting.remove(&key);
             self.due.insert(key);
         }
+        // The disk works while the batch is planned. What counts is the flush at the end, and this one's error.
+        let begun = (self.ready.written() >= FLUSHED_AHEAD_FROM).then(|| {
+            let fs = self.fs.clone();
+            self.beside.run(move || fs.sync_all())
+        });
         self.records.begin()?;
         let mut batch = Batch {
             planned: Vec::new(),
@@ -288,6 +343,10 @@ where
             self.work_at = Some(now);
         }
         self.prepare_batch(&mut batch)?;
+        if let Some(begun) = begun {
+            let begun = begun.wait().unwrap_or_else(|| Err(io::ErrorKind::Other.into()));
+            batch.begun = std::mem::replace(&mut batch.begun, Ok(())).and(begun);
+        }
         if let Err(error) = self.make_durable(&mut batch)? {
             return self.undo_batch(&batch, &error);
         }
@@ -477,8 +536,11 @@ where
 
     fn drop_content(&mut self, uid: Uid) -> Result<()> {
         self.stop_fetching(uid)?;
+        if matches!(self.ready.get(uid), Some(Ready::Writing { .. })) {
+            self.take_up_written();
+        }
         match self.ready.remove(uid) {
-            Some(Ready::Staged { .. }) => self.drop_partial(uid),
+            Some(ready) if ready.has_file() => self.drop_partial(uid),
             _ => Ok(()),
         }
     }
@@ -1204,7 +1266,7 @@ where
             }
             if self.ready.get(uid).is_none() {
                 let here = if *size == 0 {
-                    Some(Ready::Bytes { bytes: Vec::new(), hash: *hash })
+                    Some(Ready::Bytes { bytes: Bytes::new(), hash: *hash })
                 } else if self.fetching.wants(uid, hash) {
                     None
                 } else {
@@ -1233,7 +1295,7 @@ where
                         if missing > 0 {
                             return self.no_room(uid, missing);
                         }
-                        self.want(uid, &facet)?;
+                        self.want(uid, &facet, record.attributes.as_ref())?;
                         return Ok(Looked::Wait(Waiting::Content));
                     }
                 }
@@ -1278,14 +1340,24 @@ where
 
     /// Writes the private files of a batch, on as many threads as the file system bears. What cannot be prepared waits.
     fn prepare_batch(&mut self, batch: &mut Batch<F>) -> Result<()> {
-        let mut planned = std::mem::take(&mut batch.planned);
+        let (mut planned, mut prepared) = (Vec::new(), Vec::with_capacity(batch.planned.len()));
+        for plan in std::mem::take(&mut batch.planned) {
+            match self.ready.take_written(plan.uid) {
+                Some((made_for, written)) => {
+                    let wanted = MadeFor::of(plan.facet.mtime, plan.wanted.as_ref());
+                    let finished = if made_for == wanted { Ok(written) } else { self.finish_anew(&plan, written) };
+                    prepared.push((plan, finished));
+                }
+                None => planned.push(plan),
+            }
+        }
         let threads = self.fs.parallelism().min(planned.len().div_ceil(16));
         let (fs, staging, ready) = (&self.fs, &self.private.staging, &self.ready);
         let act = |plan: Planned<F>| {
             let prepared = prepare(fs, staging, &plan, ready.get(plan.uid));
             (plan, prepared)
         };
-        let prepared = if threads > 1 && planned.len() >= HALVED_FROM {
+        let mut rest = if threads > 1 && planned.len() >= HALVED_FROM {
             let rest = planned.split_off(planned.len() / 2);
             let mut prepared = share_out(planned, threads, act);
             std::thread::scope(|scope| {
@@ -1298,6 +1370,7 @@ where
         } else {
             share_out(planned, threads, act)
         };
+        prepared.append(&mut rest);
         for (plan, prepared) in prepared {
             match prepared {
                 Ok(Prepared { private, stat, attributes, file }) => {
@@ -1323,7 +1396,7 @@ where
                     });
                 }
                 Err(error) => {
-                    if !matches!(self.ready.get(plan.uid), Some(Ready::Staged { .. })) {
+                    if self.ready.get(plan.uid).is_none_or(|ready| !ready.has_file()) {
                         self.leave_for_later(plan.uid);
                     }
                     let why = match error.kind() {
@@ -1338,6 +1411,16 @@ where
             }
         }
         Ok(())
+    }
+
+    /// Finishes a private file that was written ahead for other attributes or another time than are wanted now.
+    fn finish_anew(&self, plan: &Planned<F>, written: Prepared<F::File>) -> io::Result<Prepared<F::File>> {
+        let Prepared { private, file, .. } = written;
+        let Some(file) = file else { return Err(io::ErrorKind::NotFound.into()) };
+        let wanted = plan.wanted.as_ref().map(|facet| &facet.value);
+        let (stat, attributes) =
+            self.fs.finish_private(&self.private.staging, &private, &file, wanted, plan.facet.mtime)?;
+        Ok(Prepared { private, stat, attributes, file: Some(file) })
     }
 
     fn plan_removal(&mut self, batch: &mut Batch<F>, uid: Uid, node: Node) -> Result<Looked> {
@@ -1588,19 +1671,16 @@ pub(crate) fn parked_name(node: &Node) -> Vec<u8> {
     format!("p-{}", node.id.0).into_bytes()
 }
 
-/// A private file, or symlink, that is ready to be put in place.
-struct Prepared<File> {
-    private: Vec<u8>,
-    stat: Stat,
-    attributes: anabranch_model::Attributes,
-    file: Option<File>,
-}
-
-/// Writes the private file: data, owner, POSIX ACL, mode, other xattrs, NTACL, times (design, section 8).
-fn prepare<F: Fs>(fs: &F, staging: &F::Dir, plan: &Planned<F>, ready: Option<&Ready>) -> io::Result<Prepared<F::File>> {
+/// Prepares the private file, or symlink, of a plan.
+fn prepare<F: Fs>(
+    fs: &F,
+    staging: &F::Dir,
+    plan: &Planned<F>,
+    ready: Option<&Ready<F::File>>,
+) -> io::Result<Prepared<F::File>> {
     let private = private_name(plan.uid);
     let wanted = plan.wanted.as_ref().map(|facet| &facet.value);
-    let file = match (&plan.facet.value, ready) {
+    match (&plan.facet.value, ready) {
         (Content::Symlink { target }, _) => {
             match fs.remove_file(staging, &private) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -1613,24 +1693,21 @@ fn prepare<F: Fs>(fs: &F, staging: &F::Dir, plan: &Planned<F>, ready: Option<&Re
             };
             fs.set_mtime(staging, &private, plan.facet.mtime)?;
             let stat = fs.stat(staging, &private)?.ok_or(io::ErrorKind::NotFound)?;
-            return Ok(Prepared { private, stat, attributes, file: None });
+            Ok(Prepared { private, stat, attributes, file: None })
         }
         (Content::File { .. }, Some(Ready::Bytes { bytes, .. })) => {
-            let file = match fs.create_file(staging, &private) {
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                    fs.remove_file(staging, &private)?;
-                    fs.create_file(staging, &private)?
-                }
-                other => other?,
-            };
-            write_sparse(fs, &file, bytes, 0)?;
-            file
+            write_private(fs, staging, plan.uid, bytes, wanted, plan.facet.mtime)
         }
-        (Content::File { .. }, Some(Ready::Staged { name, .. })) => fs.open_private(staging, name)?,
-        (Content::File { .. }, None) => return Err(io::ErrorKind::NotFound.into()),
-    };
-    let (stat, attributes) = fs.finish_private(staging, &private, &file, wanted, plan.facet.mtime)?;
-    Ok(Prepared { private, stat, attributes, file: Some(file) })
+        (Content::File { .. }, Some(Ready::Staged { name, .. })) => {
+            let file = fs.open_private(staging, name)?;
+            let (stat, attributes) = fs.finish_private(staging, &private, &file, wanted, plan.facet.mtime)?;
+            Ok(Prepared { private, stat, attributes, file: Some(file) })
+        }
+        // What was written ahead is taken up before a batch.
+        (Content::File { .. }, Some(Ready::Writing { .. } | Ready::Written { .. }) | None) => {
+            Err(io::ErrorKind::NotFound.into())
+        }
+    }
 }
 
 /// Writes bytes at or behind the end of a file; blocks of zeros become holes: sparseness is carried (design, section 5).

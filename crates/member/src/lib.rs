@@ -12,6 +12,7 @@
 
 mod acknowledged;
 mod adopt;
+mod beside;
 mod config;
 mod describe;
 mod events;

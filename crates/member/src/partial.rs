@@ -165,7 +165,7 @@ where
     }
 
     /// All of a content was here before the start, and waited for its install. In a transaction.
-    pub(crate) fn kept_whole(&mut self, uid: Uid, size: u64, hash: &Hash) -> Result<Option<Ready>> {
+    pub(crate) fn kept_whole(&mut self, uid: Uid, size: u64, hash: &Hash) -> Result<Option<Ready<F::File>>> {
         let kept = self.fetching.kept.get(&uid);
         if !kept.is_some_and(|p| p.hash == *hash && p.size == size && p.received() == size) {
             return Ok(None);
@@ -279,7 +279,7 @@ where
     /// Removes private files that are nobody's. Before a batch: then there are none but those that are fetched or staged.
     pub(crate) fn remove_leftovers(&mut self) {
         for uid in std::mem::take(&mut self.leftovers) {
-            let staged = matches!(self.ready.get(uid), Some(Ready::Staged { .. }));
+            let staged = self.ready.get(uid).is_some_and(Ready::has_file);
             if staged || self.fetching.wants_any(uid) || self.fetching.kept.contains_key(&uid) {
                 // Its name is in use again. Whether that takes the file along is seen when it is not any more.
                 self.leftovers.insert(uid);
@@ -302,7 +302,8 @@ where
     /// would not say so. It is fetched again. Not in a transaction.
     pub(crate) fn distrust_staging(&mut self) -> Result<()> {
         let fetched: Vec<Uid> = self.fetching.incoming().map(|(uid, _)| *uid).collect();
-        let ready: Vec<Uid> = self.ready.staged().map(|(uid, ..)| uid).collect();
+        self.take_up_written();
+        let ready: Vec<Uid> = self.ready.in_files().collect();
         let kept: Vec<Uid> = self.fetching.kept.keys().copied().collect();
         let all: BTreeSet<Uid> = fetched.iter().chain(&ready).chain(&kept).copied().collect();
         if all.is_empty() {

@@ -18,10 +18,11 @@ use anabranch_net::message::{Acknowledgement, Envelope, Mark, Message};
 use anabranch_volume::fs::{Fs, Object};
 use anabranch_volume::watch::Hint;
 
+use crate::beside::Beside;
 use crate::config::{Config, FreshIds};
 use crate::events::{Event, EventKind};
 use crate::fetch::Fetching;
-use crate::install::ReadySet;
+use crate::install::{Ahead, ReadySet};
 use crate::kept::Lately;
 use crate::nodes::{self, NodeId, ROOT_NODE};
 use crate::observe::Large;
@@ -258,7 +259,10 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) work_at: Option<Hlc>,
     /// Items that wait, and until when; the cause is for `explain`.
     pub(crate) waiting: BTreeMap<Vec<u8>, (Hlc, Waiting)>,
-    pub(crate) ready: ReadySet,
+    pub(crate) ready: ReadySet<F::File>,
+    /// Private files that are being written.
+    pub(crate) ahead: Ahead<F::File>,
+    pub(crate) beside: Beside,
     pub(crate) fetching: Fetching<F::File>,
     /// Directories that their owner may not write.
     pub(crate) lifting: crate::lift::Lifting<F::Dir>,

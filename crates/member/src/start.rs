@@ -21,10 +21,11 @@ use anabranch_net::message::Mark;
 use anabranch_volume::fs::{FileStamp, Fs, Kind};
 use anabranch_volume::layout;
 
+use crate::beside::Beside;
 use crate::config::{Config, FreshIds, RecoveryPolicy};
 use crate::events::EventKind;
 use crate::fetch::Fetching;
-use crate::install::{ReadySet, parked_name};
+use crate::install::{Ahead, ReadySet, parked_name};
 use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
 use crate::observe::Large;
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
@@ -82,6 +83,7 @@ where
                 (Records::create(kv, fresh(), settings)?, true)
             }
         };
+        let beside = Beside::start(fs.parallelism());
         let mut replica = Self {
             fs,
             records,
@@ -117,6 +119,8 @@ where
             work_at: Some(now),
             waiting: BTreeMap::new(),
             ready: ReadySet::default(),
+            ahead: Ahead::default(),
+            beside,
             fetching: Fetching::default(),
             lifting: crate::lift::Lifting::default(),
             adopting: None,

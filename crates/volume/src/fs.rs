@@ -114,11 +114,11 @@ pub enum Lease {
 ///
 /// Names are single components. Every method that follows a symlink, crosses a mount or leaves the root is wrong.
 /// `NotFound` means exactly that the entry is absent; any other error says nothing about absence.
-pub trait Fs {
+pub trait Fs: Clone + Send + Sync + 'static {
     /// A directory, open. Cheap to clone.
-    type Dir: Clone;
+    type Dir: Clone + Send + Sync + 'static;
     /// A file, open.
-    type File;
+    type File: Send + Sync + 'static;
 
     /// The root itself.
     fn root(&self) -> Self::Dir;

@@ -1,0 +1,132 @@
+//! Private files that are written ahead: a small content goes to its private file as soon as it has come and been verified,
+//! beside the folder's thread, which meanwhile takes in more and decides.
+//!
+//! What is written ahead is written for the attributes and the time that were wanted when it was asked for. A batch that
+//! wants others finishes the file anew; one that cannot have it (an error of the disk) writes it itself, from the bytes.
+
+use std::io;
+
+use anabranch_engine::kv::Kv;
+use anabranch_model::{Attributes, AttributesFacet, Hash, Timestamp, Uid, Version};
+use anabranch_net::message::Bytes;
+use anabranch_volume::fs::{Fs, Stat};
+
+use super::{Ready, write_sparse};
+use crate::beside::Outcome;
+use crate::fetch::private_name;
+use crate::replica::Replica;
+
+/// A private file, or symlink, that is ready to be put in place.
+pub(crate) struct Prepared<File> {
+    pub(super) private: Vec<u8>,
+    pub(super) stat: Stat,
+    pub(super) attributes: Attributes,
+    pub(super) file: Option<File>,
+}
+
+/// What a private file was finished with, beside its bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct MadeFor {
+    pub(super) mtime: Timestamp,
+    pub(super) attributes: Option<Version>,
+}
+
+impl MadeFor {
+    pub(super) fn of(mtime: Timestamp, wanted: Option<&AttributesFacet>) -> Self {
+        Self { mtime, attributes: wanted.map(|facet| facet.written.version) }
+    }
+}
+
+/// A small content that has come.
+pub(crate) struct Arrived {
+    pub(crate) uid: Uid,
+    pub(crate) bytes: Bytes,
+    pub(crate) hash: Hash,
+    pub(crate) mtime: Timestamp,
+    pub(crate) wanted: Option<AttributesFacet>,
+}
+
+type Written<File> = Vec<(Arrived, io::Result<Prepared<File>>)>;
+
+/// What is being written ahead.
+pub(crate) struct Ahead<File>(Vec<Outcome<Written<File>>>);
+
+impl<File> Default for Ahead<File> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+/// Writes a private file: data, owner, POSIX ACL, mode, other xattrs, NTACL, times (design, section 8).
+pub(super) fn write_private<F: Fs>(
+    fs: &F,
+    staging: &F::Dir,
+    uid: Uid,
+    bytes: &[u8],
+    wanted: Option<&Attributes>,
+    mtime: Timestamp,
+) -> io::Result<Prepared<F::File>> {
+    let private = private_name(uid);
+    let file = match fs.create_file(staging, &private) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs.remove_file(staging, &private)?;
+            fs.create_file(staging, &private)?
+        }
+        other => other?,
+    };
+    write_sparse(fs, &file, bytes, 0)?;
+    let (stat, attributes) = fs.finish_private(staging, &private, &file, wanted, mtime)?;
+    Ok(Prepared { private, stat, attributes, file: Some(file) })
+}
+
+impl<F: Fs, K: Kv> Replica<F, K> {
+    /// Has what has come written to its private files.
+    pub(crate) fn write_ahead(&mut self, arrived: Vec<Arrived>) {
+        if arrived.is_empty() {
+            return;
+        }
+        if arrived.iter().any(|a| self.ready.get(a.uid).is_some()) {
+            // Another content of it may be on its way to the same file.
+            self.take_up_written();
+        }
+        for Arrived { uid, bytes, hash, .. } in &arrived {
+            self.ready.insert(*uid, Ready::Writing { size: bytes.len() as u64, hash: *hash });
+        }
+        let (fs, staging) = (self.fs.clone(), self.private.staging.clone());
+        let written = self.beside.run(move || {
+            let write = |a: Arrived| {
+                let wanted = a.wanted.as_ref().map(|facet| &facet.value);
+                let prepared = write_private(&fs, &staging, a.uid, &a.bytes, wanted, a.mtime);
+                (a, prepared)
+            };
+            arrived.into_iter().map(write).collect::<Written<F::File>>()
+        });
+        self.ahead.0.push(written);
+    }
+
+    /// Waits for what is being written ahead. What could not be written is in memory again.
+    pub(crate) fn take_up_written(&mut self) {
+        for written in std::mem::take(&mut self.ahead.0) {
+            // Nothing came of it where its thread panicked: those contents are asked for again below.
+            for (arrived, prepared) in written.wait().unwrap_or_default() {
+                let Arrived { uid, bytes, hash, mtime, wanted } = arrived;
+                let ready = match prepared {
+                    Ok(prepared) => {
+                        let (size, made_for) = (bytes.len() as u64, MadeFor::of(mtime, wanted.as_ref()));
+                        Ready::Written { size, hash, made_for, prepared: Box::new(prepared) }
+                    }
+                    // Not a share of the frame: that would hold all of it for as long as the last of its pieces waits.
+                    Err(_) => {
+                        self.leave_for_later(uid);
+                        Ready::Bytes { bytes: Bytes::copy_from_slice(&bytes), hash }
+                    }
+                };
+                self.ready.insert(uid, ready);
+            }
+        }
+        for uid in self.ready.being_written() {
+            self.ready.remove(uid);
+            self.due_now(uid);
+        }
+    }
+}
