@@ -128,8 +128,9 @@ where
                 None => self.pre_existing(id, &dir, &entry.name, &stat)?,
             }
         }
-        let results = read_all(&self.fs, &tasks);
-        for ((task, (record, stat)), read) in tasks.into_iter().zip(known).zip(results) {
+        let tasks = tasks.into();
+        let results = read_all(&self.fs, &self.beside, &tasks);
+        for ((task, (record, stat)), read) in tasks.iter().zip(known).zip(results) {
             if read.error.is_some() || (read.stat.is_none() && !read.in_use) {
                 continue;
             }
@@ -153,7 +154,7 @@ where
             let node = Node {
                 id: self.new_node_id(),
                 parent: id,
-                name: task.name,
+                name: task.name.clone(),
                 uid: Some(record.uid),
                 kind: stat.kind,
                 object: stat.object.clone(),

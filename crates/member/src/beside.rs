@@ -44,9 +44,9 @@ impl<T> Outcome<T> {
 }
 
 impl Beside {
-    /// Starts so many threads; with one or none, no thread.
-    pub(crate) fn start(threads: usize) -> Self {
-        if threads <= 1 {
+    /// Starts threads for so much parallelism, and one more, since one may wait for the disk; with a parallelism of one, none.
+    pub(crate) fn start(parallelism: usize) -> Self {
+        if parallelism <= 1 {
             return Self::default();
         }
         let (sender, receiver) = mpsc::channel::<Job>();
@@ -63,7 +63,7 @@ impl Beside {
             };
             std::thread::Builder::new().name("beside".into()).spawn(body).ok()
         };
-        let threads: Vec<_> = (0..threads).filter_map(start).collect();
+        let threads: Vec<_> = (0..=parallelism).filter_map(start).collect();
         // Without threads all is done by whoever asks: slower, and no less right.
         Self { jobs: (!threads.is_empty()).then_some(sender), threads }
     }

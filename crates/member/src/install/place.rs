@@ -11,6 +11,7 @@ use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
 use anabranch_volume::hash::read_hash;
 
 use super::{Batch, Install, Outcome, Ready, Removal};
+use crate::beside;
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk};
 use crate::observe::written_since;
@@ -53,13 +54,19 @@ where
         for removal in &mut batch.removals {
             self.confirm_removal(removal)?;
         }
-        self.sync_names(&batch)?;
+        let synced = self.sync_names(&batch);
         let mut held = Vec::new();
         for install in &batch.installs {
             self.finish_install(install, &mut held)?;
         }
         for removal in &batch.removals {
             self.finish_removal(removal)?;
+        }
+        // Nothing of it counts before the names are durable.
+        if let Err(source) = synced.wait().unwrap_or_else(|| Err(io::ErrorKind::Other.into())) {
+            self.forget_staged()?;
+            let path = "the volume (cannot make names durable)".into();
+            return Err(crate::replica::Stop::Private { path, source });
         }
         self.records.commit()?;
         self.tell_held(&held);
@@ -332,40 +339,34 @@ where
         Ok(())
     }
 
-    fn sync_names(&mut self, batch: &Batch<F>) -> Result<()> {
+    /// Makes the names of a batch durable; of a large one beside this thread.
+    fn sync_names(&self, batch: &Batch<F>) -> beside::Outcome<io::Result<()>> {
         if broken(Step::NamesDurable) {
-            return Ok(());
+            return beside::Outcome::Here(Ok(()));
         }
         let mut dirs: BTreeSet<NodeId> = BTreeSet::new();
         dirs.extend(batch.installs.iter().filter(|i| i.exchanged).map(|i| i.parent));
         dirs.extend(batch.removals.iter().map(|r| r.node.parent));
-        let result = if dirs.len() >= self.config.limits.sync_all_from {
-            self.fs.sync_all()
-        } else {
-            let mut result =
-                self.fs.sync_dir(&self.private.staging).and_then(|()| self.fs.sync_dir(&self.private.conflict));
-            if batch.removals.iter().any(|r| r.reason == Reason::PreExisting) {
-                result = result.and_then(|()| self.fs.sync_dir(&self.private.pre_existing));
-            }
-            for install in &batch.installs {
-                if dirs.remove(&install.parent) && result.is_ok() {
-                    result = self.fs.sync_dir(&install.dir);
-                }
-            }
-            for removal in &batch.removals {
-                if dirs.remove(&removal.node.parent) && result.is_ok() {
-                    result = self.fs.sync_dir(&removal.dir);
-                }
-            }
-            result
-        };
-        if result.is_err() {
-            self.forget_staged()?;
+        if dirs.len() >= self.config.limits.sync_all_from {
+            let fs = self.fs.clone();
+            return self.beside.run(move || fs.sync_all());
         }
-        result.map_err(|source| crate::replica::Stop::Private {
-            path: "the volume (cannot make names durable)".into(),
-            source,
-        })
+        let mut result =
+            self.fs.sync_dir(&self.private.staging).and_then(|()| self.fs.sync_dir(&self.private.conflict));
+        if batch.removals.iter().any(|r| r.reason == Reason::PreExisting) {
+            result = result.and_then(|()| self.fs.sync_dir(&self.private.pre_existing));
+        }
+        for install in &batch.installs {
+            if dirs.remove(&install.parent) && result.is_ok() {
+                result = self.fs.sync_dir(&install.dir);
+            }
+        }
+        for removal in &batch.removals {
+            if dirs.remove(&removal.node.parent) && result.is_ok() {
+                result = self.fs.sync_dir(&removal.dir);
+            }
+        }
+        beside::Outcome::Here(result)
     }
 
     fn finish_install(&mut self, install: &Install<F>, held: &mut Vec<Uid>) -> Result<()> {

@@ -3,6 +3,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_engine::kv::Kv;
 use anabranch_model::{Content, Hlc, Names, fold};
@@ -12,6 +14,7 @@ use anabranch_volume::hash::{Hashing, hash_known};
 use super::large::Later;
 use super::{Batch, Found, Parent};
 use super::{Read, Task};
+use crate::beside::Beside;
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk};
 use crate::replica::{Replica, Result};
@@ -94,7 +97,7 @@ where
             tasks.push(Task { size, dir, name, kind, content, attributes: true, known });
             whose.push((false, at));
         }
-        let results = read_all(&self.fs, &tasks);
+        let results = read_all(&self.fs, &self.beside, &tasks.into());
         for ((is_found, at), read) in whose.into_iter().zip(results) {
             let gone = read.stat.is_none() && read.error.is_none();
             if let Some(error) = &read.error {
@@ -349,34 +352,31 @@ where
 }
 
 /// Reads all tasks, on as many threads as the file system bears; results in the order of the tasks.
-pub(crate) fn read_all<F: Fs + Sync>(fs: &F, tasks: &[Task<F::Dir>]) -> Vec<Read>
-where
-    F::Dir: Send + Sync,
-{
-    // A thread costs about as much as it takes to hash a few small files.
+pub(crate) fn read_all<F: Fs>(fs: &F, beside: &Beside, tasks: &Arc<[Task<F::Dir>]>) -> Vec<Read> {
+    // To wake a thread costs about as much as it takes to hash a few small files.
     let bytes: u64 = tasks.iter().filter(|task| task.content).map(|task| task.size).sum();
     let worth = tasks.len() / 16 + usize::try_from(bytes >> 18).unwrap_or(usize::MAX);
     let threads = fs.parallelism().min(tasks.len()).min(worth).max(1);
     if threads == 1 {
         return tasks.iter().map(|task| read_one(fs, task)).collect();
     }
-    let next = std::sync::atomic::AtomicUsize::new(0);
-    let mut results: Vec<(usize, Read)> = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let mut mine = Vec::new();
-                    loop {
-                        let at = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        let Some(task) = tasks.get(at) else { return mine };
-                        mine.push((at, read_one(fs, task)));
-                    }
-                })
+    let next = Arc::new(AtomicUsize::new(0));
+    let workers: Vec<_> = (0..threads)
+        .map(|_| {
+            let (fs, tasks, next) = (fs.clone(), Arc::clone(tasks), Arc::clone(&next));
+            beside.run(move || {
+                let mut mine = Vec::new();
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(task) = tasks.get(at) else { return mine };
+                    mine.push((at, read_one(&fs, task)));
+                }
             })
-            .collect();
-        workers.into_iter().flat_map(|w| w.join().expect("a reader does not panic")).collect()
-    });
-    results.sort_by_key(|(at, _)| *at);
+        })
+        .collect();
+    let mut results: Vec<(usize, Read)> =
+        workers.into_iter().flat_map(|worker| worker.wait().expect("a reader does not panic")).collect();
+    results.sort_unstable_by_key(|(at, _)| *at);
     results.into_iter().map(|(_, read)| read).collect()
 }
 
