@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use e2e::cluster::{Cluster, FOLDER};
+use e2e::member::free_port;
 use e2e::random::Random;
 use e2e::snapshot::Snapshot;
 use e2e::trees;
-use e2e::until::until_true;
+use e2e::until::{Look, until, until_true};
 
 /// Without any command in between: changes are pushed, and seen by their watchers, within seconds.
 const SOON: Duration = Duration::from_secs(20);
@@ -69,6 +70,33 @@ fn directories_that_swap_names_swap_them_everywhere() -> Result<()> {
         ensure!(fs::read(member.tree().join("site.old/index"))? == b"site", "{}", member.name);
     }
     cluster.expect_intent(&Snapshot::take(&tree)?)
+}
+
+#[test]
+fn a_member_that_comes_to_listen_elsewhere_is_found_again() -> Result<()> {
+    let mut cluster = Cluster::mesh(3)?;
+    let old = cluster.members[0].address();
+    cluster.members[0].stop()?;
+    cluster.members[0].port = free_port()?;
+    let new = cluster.members[0].address();
+    let file = cluster.members[0].data().join("anabranch.toml");
+    let text = fs::read_to_string(&file)?;
+    ensure!(text.contains(&old), "{text}");
+    fs::write(&file, text.replace(&old, &new))?;
+    cluster.members[0].serve()?;
+
+    // The others pull from where it is now, though nobody but itself could tell them.
+    trees::write(&cluster.members[0].tree().join("from.txt"), b"its new place")?;
+    for member in &cluster.members {
+        let there = member.tree().join("from.txt");
+        until_true(&format!("{} to have it", member.name), SOON, || there.exists())?;
+        until(&format!("{} to list the new address", member.name), SOON, || {
+            let status = member.run(&["status", "--json"])?;
+            Ok(Look::when(status.contains(&new) && !status.contains(&old), || status))
+        })?;
+    }
+    cluster.settle()?;
+    cluster.expect_intent(&Snapshot::take(&cluster.members[0].tree())?)
 }
 
 #[test]

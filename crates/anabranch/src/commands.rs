@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::invitations::Welcome;
 use crate::local::{Data, Local, write_whole_by};
+use crate::reach::dialable;
 use crate::{Cli, Command, FolderCommand, GroupCommand, MemberCommand, PreservedCommand, RecoveryCommand};
 
 /// Reads a duration such as 500ms, 30s, 15m, 1h or 2d.
@@ -352,16 +353,6 @@ fn identity(data: &Data) -> Result<Identity, Failure> {
     }
 }
 
-/// The address that partners dial: one that says "all addresses" is named by the machine's name.
-fn dialable(listen: SocketAddr) -> String {
-    if listen.ip().is_unspecified() {
-        let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        format!("{host}:{}", listen.port())
-    } else {
-        listen.to_string()
-    }
-}
-
 fn init(data: &Data, name: &str, listen: SocketAddr, roots: Vec<PathBuf>) -> Result<(), Failure> {
     let parsed: ObjectName =
         name.parse().map_err(|e| Failure::usage(format!("{name:?} is no name")).because(format!("{e}")))?;
@@ -379,7 +370,8 @@ fn init(data: &Data, name: &str, listen: SocketAddr, roots: Vec<PathBuf>) -> Res
         founder: true,
         recovery: "auto".into(),
     };
-    data.save(&local)
+    data.save(&local)?;
+    data.note_listened(listen)
 }
 
 fn write_object(data: &Data, file: &str, text: &str) -> Result<(), Failure> {
@@ -435,7 +427,8 @@ async fn join(
                     founder: false,
                     recovery: "auto".into(),
                 };
-                return data.save(&local);
+                data.save(&local)?;
+                return data.note_listened(listen);
             }
             Ok(JoinReply::Refused { reason }) => {
                 let text =

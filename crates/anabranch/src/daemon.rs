@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use crate::invitations::Invitations;
 use crate::journal::Journal;
 use crate::local::{Data, Local};
+use crate::reach::{Heard, moved};
 
 /// Name of the domain's own folder in events and listings.
 pub(crate) const DOMAIN: &str = "$domain";
@@ -56,6 +57,7 @@ pub(crate) struct Daemon {
     pub(crate) identity: Identity,
     pub(crate) journal: Arc<Journal>,
     pub(crate) invitations: Invitations,
+    heard: Heard,
     pub(crate) domain: RwLock<(Effective, Vec<Object>, Vec<String>)>,
     pub(crate) folders: Mutex<BTreeMap<FolderId, Running>>,
     /// Held while what `$domain` says is read and carried out: two at once would both start a folder that is new, and the
@@ -90,6 +92,7 @@ impl Daemon {
             identity,
             journal,
             invitations,
+            heard: Heard::default(),
             domain: RwLock::new((Effective::default(), Vec::new(), Vec::new())),
             folders: Mutex::new(BTreeMap::new()),
             applying: Mutex::new(()),
@@ -114,6 +117,7 @@ impl Daemon {
             Failure::failed(format!("cannot make {}", daemon.data.socket().display())).because(e.to_string())
         })?;
         daemon.start_domain(domain_id)?;
+        daemon.follow_listen()?;
         daemon.follow_once();
         let api = {
             let daemon = Arc::clone(&daemon);
@@ -203,6 +207,23 @@ impl Daemon {
         }
         self.follow_once();
         Ok(())
+    }
+
+    /// Where `listen` in the local file was changed, this member's object follows.
+    fn follow_listen(self: &Arc<Self>) -> Result<(), Failure> {
+        let now = self.local.listen;
+        let before = self.data.listened();
+        if before == Some(now) {
+            return Ok(());
+        }
+        let own = self.local.name.parse::<ObjectName>().map_err(|e| Failure::usage(format!("{e}")))?;
+        let member = self.domain.read().unwrap_or_else(PoisonError::into_inner).0.members.get(&own).cloned();
+        if let (Some(before), Some(mut member)) = (before, member) {
+            member.addresses = moved(&member.addresses, before, now);
+            tracing::info!(member = self.local.name, addresses = ?member.addresses, "listens elsewhere than before");
+            self.write_objects(&[Object::Member(own, member)])?;
+        }
+        self.data.note_listened(now)
     }
 
     /// Reads what `$domain` says now, and carries it out.
@@ -358,7 +379,8 @@ impl Daemon {
         }
         let wanted: BTreeSet<_> = upstreams
             .iter()
-            .filter_map(|name| domain.members.get(name).map(|m| (name.to_string(), m.key, m.addresses.clone())))
+            .filter_map(|name| domain.members.get(name).map(|m| (name.to_string(), m)))
+            .map(|(name, m)| (name.clone(), m.key, self.heard.with(&name, m.addresses.clone())))
             .collect();
         running.dialers.retain(|key, task| {
             let keep = wanted.contains(key) && !task.is_finished();
@@ -385,9 +407,10 @@ impl Daemon {
         (partner, key, addresses): (String, KeyFingerprint, Vec<String>),
     ) {
         let mut wait = REDIAL[0];
+        let listens = self.local.listen.to_string();
         loop {
             for address in &addresses {
-                match dial(address, &self.identity, key, DIAL_LIMIT).await {
+                match dial(address, &self.identity, key, &listens, DIAL_LIMIT).await {
                     Ok(link) => {
                         wait = REDIAL[0];
                         self.count(id, &link.counters);
@@ -468,6 +491,9 @@ impl Daemon {
         let first = tokio::time::timeout(DIAL_LIMIT, link.receiver.recv()).await;
         let Ok(Some(Ok(first))) = first else { return };
         let Some(member) = self.member_of(&link.peer) else { return };
+        if self.heard.hear(&member.to_string(), &link.listens, link.address.ip()) {
+            self.reread.notify_one();
+        }
         let refusal = match &first.message {
             Message::Open { member: said, .. } if *said == member.to_string() => self.may_pull(first.folder, &member),
             Message::Open { member: said, .. } => Err(format!("the key is that of {member}, not of {said}")),

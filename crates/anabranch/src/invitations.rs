@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 
 use crate::daemon::{DOMAIN, Daemon};
 use crate::local::write_whole;
+use crate::reach::said_from;
 
 /// The most invitations outstanding.
 const OUTSTANDING_MAX: usize = 1000;
@@ -182,11 +183,7 @@ fn try_redeem(daemon: &Arc<Daemon>, attempt: &JoinAttempt) -> Result<Welcome, St
             return Err(format!("there is a member {name} already; choose another name"));
         }
     }
-    // A listener on all addresses is reached where it came from.
-    let address = match request.address.strip_prefix("0.0.0.0:").or(request.address.strip_prefix("[::]:")) {
-        Some(port) => format!("{}:{port}", attempt.address.ip()),
-        None => request.address.clone(),
-    };
+    let address = said_from(&request.address, attempt.address.ip());
     let member = create::member(name, attempt.fingerprint, vec![address])?;
     daemon.invitations.take(&request.secret, &request.name)?;
     daemon.write_objects(&[member]).map_err(|e| e.to_string())?;

@@ -6,6 +6,7 @@
 //! | `keys/` | the member's key pair |
 //! | `domain/` | this member's copy of `$domain` |
 //! | `tokens/` | tokens of the folders that this member keeps |
+//! | `listened` | where the member listened when its object was last made to say so |
 //! | `invitations.json` | invitations given and not yet redeemed |
 //! | `events.jsonl`, `events.1.jsonl` | events, the newest 8 MiB and the 8 MiB before |
 //! | `socket`, `lock` | of the running daemon |
@@ -68,6 +69,18 @@ impl Data {
 
     fn file(&self) -> PathBuf {
         self.0.join(FILE)
+    }
+
+    /// Where the member listened when its object was last made to say so; `None` where that is not known.
+    pub(crate) fn listened(&self) -> Option<SocketAddr> {
+        fs::read_to_string(self.0.join("listened")).ok()?.trim().parse().ok()
+    }
+
+    /// The member's object says that it listens there.
+    pub(crate) fn note_listened(&self, listen: SocketAddr) -> Result<(), Failure> {
+        let path = self.0.join("listened");
+        write_whole(&path, listen.to_string().as_bytes())
+            .map_err(|e| Failure::failed(format!("cannot write {}", path.display())).because(e.to_string()))
     }
 
     /// Is there local state already?

@@ -11,6 +11,7 @@ mod filehash;
 mod invitations;
 mod journal;
 mod local;
+mod reach;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

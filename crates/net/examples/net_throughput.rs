@@ -45,7 +45,7 @@ async fn main() {
     let mut listener = Listener::bind(any, &up, Arc::new(move |found| *found == pinned)).await.unwrap();
     let address = listener.local_address().to_string();
     let begun = Instant::now();
-    let mut here = dial(&address, &down, up.fingerprint(), Duration::from_secs(10)).await.unwrap();
+    let mut here = dial(&address, &down, up.fingerprint(), "", Duration::from_secs(10)).await.unwrap();
     let Some(Accepted::Link(mut there)) = listener.accept().await else { panic!("no link") };
     println!(
         "link made in {:.1} ms, {} bytes",

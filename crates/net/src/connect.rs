@@ -23,7 +23,8 @@ use crate::{Identity, KeyFingerprint, tls};
 pub const JOIN_LIMIT: Duration = Duration::from_secs(75);
 
 /// Dials a member and makes a link with it, to replicate. `address` is `host:port`; all that the name resolves to are
-/// tried in turn. It is linked only if the peer has exactly the key `expected`, and lets in ours.
+/// tried in turn. It is linked only if the peer has exactly the key `expected`, and lets in ours. `listens`, `host:port`, is
+/// where we listen ourselves: the peer is told, for it may know an older address; empty tells nothing.
 ///
 /// # Errors
 /// [`LinkError`] names the address and the cause; a wrong key with what was expected and found.
@@ -31,9 +32,10 @@ pub async fn dial(
     address: &str,
     identity: &Identity,
     expected: KeyFingerprint,
+    listens: &str,
     limit: Duration,
 ) -> Result<Link, LinkError> {
-    dial_with(address, identity, expected, limit, LinkLimits::default()).await
+    dial_with(address, identity, expected, listens, limit, LinkLimits::default()).await
 }
 
 /// As [`dial`], with other limits of the link.
@@ -44,19 +46,24 @@ pub async fn dial_with(
     address: &str,
     identity: &Identity,
     expected: KeyFingerprint,
+    listens: &str,
     limit: Duration,
     limits: LinkLimits,
 ) -> Result<Link, LinkError> {
     let mut link_id = [0; 16];
     getrandom::fill(&mut link_id).map_err(|e| LinkCause::Io(io::Error::other(e.to_string())).with(address))?;
-    let lane = |lane| connect(address, identity, expected, Preface { link_id, lane, purpose: Purpose::Replicate });
+    let lane = |lane| {
+        let preface = Preface { link_id, lane, purpose: Purpose::Replicate, listens: listens.to_owned() };
+        connect(address, identity, expected, preface)
+    };
     let both = async { tokio::try_join!(lane(Lane::Control), lane(Lane::Bulk)) };
     let (control, bulk) = match timeout(limit, both).await {
         Ok(both) => both.map_err(|cause| cause.with(address))?,
         Err(_) => return Err(LinkCause::Timeout(limit).with(address)),
     };
     let peer_address = control.address;
-    Ok(Link::over([(control.stream, control.counters), (bulk.stream, bulk.counters)], expected, peer_address, limits))
+    let lanes = [(control.stream, control.counters), (bulk.stream, bulk.counters)];
+    Ok(Link::over(lanes, expected, peer_address, String::new(), limits))
 }
 
 /// Dials the member that gave an invitation, which must have exactly the key `expected`, and asks to join.
@@ -69,7 +76,7 @@ pub async fn join(
     expected: KeyFingerprint,
     request: &JoinRequest,
 ) -> Result<JoinReply, LinkError> {
-    let preface = Preface { link_id: [0; 16], lane: Lane::Control, purpose: Purpose::Join };
+    let preface = Preface { link_id: [0; 16], lane: Lane::Control, purpose: Purpose::Join, listens: String::new() };
     let asked = async {
         let mut stream = connect(address, identity, expected, preface).await?.stream;
         let reply = greeting::ask_to_join(&mut stream, request).await?;
@@ -102,7 +109,7 @@ async fn connect(
     let name = ServerName::IpAddress(TlsAddress::V4(TlsIpv4::from([0, 0, 0, 0])));
     let greeted = async {
         let mut stream = TlsConnector::from(Arc::new(config)).connect(name, socket).await?;
-        greeting::greet(&mut stream, preface).await?;
+        greeting::greet(&mut stream, &preface).await?;
         Ok(stream)
     };
     let stream = greeted.await.map_err(|cause: LinkCause| cause.of_dialing(identity.fingerprint()))?;

@@ -6,7 +6,7 @@
 //! | who | sends |
 //! | --- | --- |
 //! | listening | the preamble |
-//! | dialing | the preamble, then a frame `Preface`: 1 link id (16 bytes), 2 lane (0 control, 1 bulk), 3 purpose (0 replicate, 1 join) |
+//! | dialing | the preamble, then a frame `Preface`: 1 link id (16 bytes), 2 lane (0 control, 1 bulk), 3 purpose (0 replicate, 1 join), 4 where it listens itself (text, `host:port`; absent where it does not say) |
 //! | listening | a frame `Answer`: 1 reason of a refusal (text; absent where the connection is welcome) |
 //! | dialing, to join | a frame `JoinRequest`: 1 secret (16 bytes), 2 name (text), 3 address (text) |
 //! | listening, to that | a frame `JoinReply`: 1 payload (bytes), or 2 reason of a refusal (text); then it closes |
@@ -32,12 +32,14 @@ pub(crate) enum Purpose {
 }
 
 /// What the dialing side says first.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Preface {
     /// Random: the same on the lanes of one link.
     pub(crate) link_id: [u8; 16],
     pub(crate) lane: Lane,
     pub(crate) purpose: Purpose,
+    /// Where the dialing side listens itself, `host:port`; empty where it does not say.
+    pub(crate) listens: String,
 }
 
 /// Room for a preface and for what later versions may add to it.
@@ -66,7 +68,7 @@ pub(crate) async fn answer<S: AsyncWrite + Unpin>(stream: &mut S, refusal: Optio
 /// Dialing side: the whole greeting. Where the listening side refuses, [`LinkCause::Refused`].
 pub(crate) async fn greet<S: AsyncRead + AsyncWrite + Unpin>(
     stream: &mut S,
-    preface: Preface,
+    preface: &Preface,
 ) -> Result<(), LinkCause> {
     read_preamble(stream).await?;
     write_frame(stream, &preamble(), &PrefaceMessage::of(preface).encode_to_vec()).await?;
@@ -163,12 +165,19 @@ struct PrefaceMessage {
     lane: u32,
     #[prost(uint32, tag = "3")]
     purpose: u32,
+    #[prost(string, tag = "4")]
+    listens: String,
 }
 
-const PREFACE: &[Limit] = &[bytes(1, "the link id", 16), number(2, "the lane"), number(3, "the purpose")];
+const PREFACE: &[Limit] = &[
+    bytes(1, "the link id", 16),
+    number(2, "the lane"),
+    number(3, "the purpose"),
+    bytes(4, "where the peer listens", ADDRESS_BYTES_MAX),
+];
 
 impl PrefaceMessage {
-    fn of(preface: Preface) -> Self {
+    fn of(preface: &Preface) -> Self {
         Self {
             link_id: Bytes::copy_from_slice(&preface.link_id),
             lane: match preface.lane {
@@ -179,6 +188,7 @@ impl PrefaceMessage {
                 Purpose::Replicate => 0,
                 Purpose::Join => 1,
             },
+            listens: preface.listens.clone(),
         }
     }
 
@@ -197,6 +207,7 @@ impl PrefaceMessage {
                 1 => Purpose::Join,
                 _ => return Err(PeerError::Range("the purpose")),
             },
+            listens: sent.listens,
         })
     }
 }
@@ -258,7 +269,8 @@ impl JoinReplyMessage {
 mod tests {
     use super::*;
 
-    const PREFACE_GOLDEN: Preface = Preface { link_id: [7; 16], lane: Lane::Bulk, purpose: Purpose::Join };
+    const PREFACE_GOLDEN: Preface =
+        Preface { link_id: [7; 16], lane: Lane::Bulk, purpose: Purpose::Join, listens: String::new() };
 
     fn hex(bytes: &[u8]) -> String {
         bytes.iter().map(|b| format!("{b:02x}")).collect()
@@ -266,9 +278,13 @@ mod tests {
 
     #[test]
     fn golden_bytes() {
-        let preface = PrefaceMessage::of(PREFACE_GOLDEN).encode_to_vec();
+        let preface = PrefaceMessage::of(&PREFACE_GOLDEN).encode_to_vec();
         assert_eq!(hex(&preface), format!("0a10{}10011801", "07".repeat(16)));
         assert_eq!(PrefaceMessage::read(preface.into()), Ok(PREFACE_GOLDEN));
+        let told = Preface { listens: "hq2:7400".into(), ..PREFACE_GOLDEN };
+        let preface = PrefaceMessage::of(&told).encode_to_vec();
+        assert_eq!(hex(&preface), format!("0a10{}1001180122086871323a37343030", "07".repeat(16)));
+        assert_eq!(PrefaceMessage::read(preface.into()), Ok(told));
         assert_eq!(hex(&Answer { refused: None }.encode_to_vec()), "");
         assert_eq!(hex(&Answer { refused: Some(String::new()) }.encode_to_vec()), "0a00");
         let request = JoinRequestMessage { secret: vec![8; 16].into(), name: "hq2".into(), address: "hq2:7400".into() };
@@ -302,7 +318,8 @@ mod tests {
     #[tokio::test]
     async fn both_sides_hear_each_other() {
         let (mut here, mut there) = tokio::io::duplex(4096);
-        let (greeted, heard) = tokio::join!(greet(&mut here, PREFACE_GOLDEN), async {
+        let preface = PREFACE_GOLDEN;
+        let (greeted, heard) = tokio::join!(greet(&mut here, &preface), async {
             let heard = hear(&mut there).await;
             answer(&mut there, Some("Not today.")).await.unwrap();
             heard

@@ -19,7 +19,7 @@
 //! let known = down.fingerprint();
 //! let mut listener = Listener::bind(([127, 0, 0, 1], 0).into(), &up, Arc::new(move |key| *key == known)).await?;
 //! let address = listener.local_address().to_string();
-//! let link = dial(&address, &down, up.fingerprint(), Duration::from_secs(30)).await?;
+//! let link = dial(&address, &down, up.fingerprint(), "", Duration::from_secs(30)).await?;
 //! let asked = Envelope { folder: FolderId([7; 16]), message: Message::Grown { number: ChangeNumber(1) } };
 //! link.sender.send(asked.clone()).await?;
 //! let Some(Accepted::Link(mut other)) = listener.accept().await else { return Err("nobody came".into()) };

@@ -184,6 +184,8 @@ pub struct Link {
     pub peer: KeyFingerprint,
     /// Where the peer is, as seen from here.
     pub address: SocketAddr,
+    /// Where the peer says that it listens, `host:port`, where it dialed and said so; else empty. Not checked.
+    pub listens: String,
     /// For sending; clone it as needed.
     pub sender: LinkSender,
     /// For receiving. Dropping it closes the link.
@@ -198,6 +200,7 @@ impl Link {
         lanes: [(S, Arc<LaneCounters>); 2],
         peer: KeyFingerprint,
         address: SocketAddr,
+        listens: String,
         limits: LinkLimits,
     ) -> Self
     where
@@ -227,6 +230,7 @@ impl Link {
         Self {
             peer,
             address,
+            listens,
             sender: LinkSender { queues: [control_queue, bulk_queue], shared: Arc::clone(&shared) },
             receiver: LinkReceiver { control, bulk, shared },
             counters,

@@ -18,7 +18,7 @@ use tokio_rustls::{TlsAcceptor, server};
 
 use crate::connect::Counted;
 use crate::error::{LinkCause, LinkError};
-use crate::greeting::{self, Purpose};
+use crate::greeting::{self, Preface, Purpose};
 use crate::identity::fingerprint_of;
 use crate::join::{JoinRate, JoinReply, JoinRequest, network_of};
 use crate::link::{Lane, LaneCounters, Link, LinkLimits};
@@ -223,6 +223,7 @@ struct Welcome<S> {
     peer: KeyFingerprint,
     link_id: [u8; 16],
     lane: Lane,
+    listens: String,
 }
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Door<S> {
@@ -291,7 +292,8 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Door<S> {
         timeout(limit, greeting::answer(&mut stream, None)).await.map_err(|_| LinkCause::Timeout(limit))??;
         match preface.purpose {
             Purpose::Replicate => {
-                Ok(Some(Welcome { stream, counters, peer, link_id: preface.link_id, lane: preface.lane }))
+                let Preface { link_id, lane, listens, .. } = preface;
+                Ok(Some(Welcome { stream, counters, peer, link_id, lane, listens }))
             }
             Purpose::Join => self.serve_join(stream, peer, address).await.map(|()| None),
         }
@@ -374,7 +376,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Door<S> {
             Lane::Control => [this, other],
             Lane::Bulk => [other, this],
         };
-        let link = Link::over(lanes, welcome.peer, address, self.limits);
+        let link = Link::over(lanes, welcome.peer, address, welcome.listens, self.limits);
         // Where the listener is gone, the link closes as it is dropped.
         let _ = self.accepted.send(Accepted::Link(link)).await;
         Ok(())

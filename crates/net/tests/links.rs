@@ -44,7 +44,7 @@ fn pieces(bytes: usize) -> Envelope {
 async fn members_link_and_talk() {
     let [up, down] = identities();
     let (mut listener, address) = listen(&up, pins_of(&down)).await;
-    let mut here = dial(&address, &down, up.fingerprint(), LIMIT).await.unwrap();
+    let mut here = dial(&address, &down, up.fingerprint(), "", LIMIT).await.unwrap();
     let Some(Accepted::Link(mut there)) = listener.accept().await else { panic!("no link") };
     assert_eq!((here.peer, there.peer), (up.fingerprint(), down.fingerprint()));
 
@@ -74,7 +74,7 @@ async fn a_wrong_key_is_refused_on_either_side_by_name() {
     let [up, down, other] = identities();
     let (mut listener, address) = listen(&up, pins_of(&down)).await;
 
-    let wrong = dial(&address, &down, other.fingerprint(), LIMIT).await.unwrap_err();
+    let wrong = dial(&address, &down, other.fingerprint(), "", LIMIT).await.unwrap_err();
     assert_eq!(wrong.to_string(), format!("cannot link with {address}"));
     let want =
         format!("the peer has another key: expected the key {}, found {}", other.fingerprint(), up.fingerprint());
@@ -82,7 +82,7 @@ async fn a_wrong_key_is_refused_on_either_side_by_name() {
     // Both lanes were dialed, and each or one of them is seen here.
     assert!(matches!(listener.accept().await, Some(Accepted::Refused(_))));
 
-    let wrong = dial(&address, &other, up.fingerprint(), LIMIT).await.unwrap_err();
+    let wrong = dial(&address, &other, up.fingerprint(), "", LIMIT).await.unwrap_err();
     assert_eq!(wrong.cause.to_string(), format!("the peer does not know our key {}", other.fingerprint()));
     loop {
         match listener.accept().await {
@@ -106,12 +106,12 @@ async fn a_key_that_is_taken_back_gets_no_new_link() {
         Arc::new(move |_| known.load(Ordering::Relaxed))
     };
     let (mut listener, address) = listen(&up, pins).await;
-    let mut here = dial(&address, &down, up.fingerprint(), LIMIT).await.unwrap();
+    let mut here = dial(&address, &down, up.fingerprint(), "", LIMIT).await.unwrap();
     let Some(Accepted::Link(there)) = listener.accept().await else { panic!("no link") };
     known.store(false, Ordering::Relaxed);
     there.sender.abort();
     assert_eq!(here.receiver.recv().await, None);
-    let again = dial(&address, &down, up.fingerprint(), LIMIT).await.unwrap_err();
+    let again = dial(&address, &down, up.fingerprint(), "", LIMIT).await.unwrap_err();
     assert!(matches!(again.cause, LinkCause::KeyRefused { own } if own == down.fingerprint()), "{again:?}");
 }
 
@@ -123,18 +123,18 @@ async fn nobody_there_is_said() {
     // The listening task is stopped before the socket is free.
     let mut cause;
     loop {
-        cause = dial(&address, &down, up.fingerprint(), LIMIT).await.unwrap_err().cause;
+        cause = dial(&address, &down, up.fingerprint(), "", LIMIT).await.unwrap_err().cause;
         if matches!(cause, LinkCause::Connect(_)) {
             break;
         }
     }
-    let nowhere = dial("no such host:1", &down, up.fingerprint(), LIMIT).await.unwrap_err();
+    let nowhere = dial("no such host:1", &down, up.fingerprint(), "", LIMIT).await.unwrap_err();
     assert!(matches!(nowhere.cause, LinkCause::Resolve(_)), "{nowhere:?}");
 
     // Somebody is there and says nothing.
     let mute = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = mute.local_addr().unwrap().to_string();
-    let waited = dial(&address, &down, up.fingerprint(), Duration::from_millis(20)).await.unwrap_err();
+    let waited = dial(&address, &down, up.fingerprint(), "", Duration::from_millis(20)).await.unwrap_err();
     assert!(matches!(waited.cause, LinkCause::Timeout(_)));
 
     // Somebody is there and talks otherwise.
@@ -145,7 +145,7 @@ async fn nobody_there_is_said() {
             let _ = socket.read(&mut [0; 1024]).await;
         }
     });
-    let other = dial(&address, &down, up.fingerprint(), LIMIT).await.unwrap_err();
+    let other = dial(&address, &down, up.fingerprint(), "", LIMIT).await.unwrap_err();
     assert!(matches!(other.cause, LinkCause::Tls(_)), "{other:?}");
     talking.abort();
 }

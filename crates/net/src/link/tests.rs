@@ -32,7 +32,7 @@ const SOCKET_BYTES: usize = 64 << 10;
 
 fn link_over(lanes: [DuplexStream; 2], limits: LinkLimits) -> Link {
     let lanes = lanes.map(|stream| (stream, Arc::default()));
-    Link::over(lanes, KeyFingerprint([1; 32]), SocketAddr::from(([127, 0, 0, 1], 1)), limits)
+    Link::over(lanes, KeyFingerprint([1; 32]), SocketAddr::from(([127, 0, 0, 1], 1)), String::new(), limits)
 }
 
 /// Two ends of one link.
@@ -280,7 +280,8 @@ async fn small_messages_are_gathered_into_few_writes() {
     let writes = Arc::new(AtomicUsize::new(0));
     let [(a, x), (b, y)] = [duplex(1 << 20), duplex(1 << 20)];
     let lanes = [a, b].map(|stream| (Counting(stream, Arc::clone(&writes)), Arc::default()));
-    let here = Link::over(lanes, KeyFingerprint([1; 32]), ([127, 0, 0, 1], 1).into(), LinkLimits::default());
+    let here =
+        Link::over(lanes, KeyFingerprint([1; 32]), ([127, 0, 0, 1], 1).into(), String::new(), LinkLimits::default());
     let mut there = link_over([x, y], LinkLimits::default());
     for at in 0..10_000 {
         here.sender.send(grown(at)).await.unwrap();

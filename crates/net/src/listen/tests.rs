@@ -42,8 +42,8 @@ impl Town {
     /// One lane of the member, greeted.
     async fn lane(&self, link: u8, lane: Lane) -> Result<client::TlsStream<DuplexStream>, LinkCause> {
         let mut stream = self.shake(&self.member).await;
-        let preface = Preface { link_id: [link; 16], lane, purpose: Purpose::Replicate };
-        greeting::greet(&mut stream, preface).await.map(|()| stream)
+        let preface = Preface { link_id: [link; 16], lane, purpose: Purpose::Replicate, listens: String::new() };
+        greeting::greet(&mut stream, &preface).await.map(|()| stream)
     }
 
     async fn refused(&mut self) -> LinkCause {
@@ -195,8 +195,9 @@ async fn a_stranger_may_only_ask_to_join_and_only_while_the_gate_is_open() {
     // Open, but to replicate: refused in words that name the key.
     town.door.joins.set_open(true);
     let mut stream = town.shake(&stranger).await;
-    let preface = Preface { link_id: [1; 16], lane: Lane::Control, purpose: Purpose::Replicate };
-    match greeting::greet(&mut stream, preface).await {
+    let preface =
+        Preface { link_id: [1; 16], lane: Lane::Control, purpose: Purpose::Replicate, listens: String::new() };
+    match greeting::greet(&mut stream, &preface).await {
         Err(LinkCause::Refused { reason }) => assert!(reason.contains(&found.to_string()), "{reason}"),
         other => panic!("{other:?}"),
     }
@@ -205,9 +206,9 @@ async fn a_stranger_may_only_ask_to_join_and_only_while_the_gate_is_open() {
 
     // Open, to join; the caller drops the question.
     let request = JoinRequest { secret: [3; 16], name: "hq2".into(), address: "hq2:7400".into() };
-    let preface = Preface { purpose: Purpose::Join, ..preface };
+    let preface = Preface { purpose: Purpose::Join, ..preface.clone() };
     let mut stream = town.shake(&stranger).await;
-    greeting::greet(&mut stream, preface).await.unwrap();
+    greeting::greet(&mut stream, &preface).await.unwrap();
     let (reply, ()) = tokio::join!(greeting::ask_to_join(&mut stream, &request), async {
         match town.accepted.recv().await.unwrap() {
             Accepted::Join(attempt) => assert_eq!((attempt.request, attempt.fingerprint), (request.clone(), found)),
@@ -220,7 +221,7 @@ async fn a_stranger_may_only_ask_to_join_and_only_while_the_gate_is_open() {
     // The caller never decides.
     let start = Instant::now();
     let mut stream = town.shake(&stranger).await;
-    greeting::greet(&mut stream, preface).await.unwrap();
+    greeting::greet(&mut stream, &preface).await.unwrap();
     let asked = tokio::spawn(async move { greeting::ask_to_join(&mut stream, &request).await });
     let attempt = town.accepted.recv().await.unwrap();
     assert!(matches!(asked.await.unwrap(), Ok(JoinReply::Refused { .. })));
@@ -229,7 +230,7 @@ async fn a_stranger_may_only_ask_to_join_and_only_while_the_gate_is_open() {
 
     // A request that breaks a rule.
     let mut stream = town.shake(&stranger).await;
-    greeting::greet(&mut stream, preface).await.unwrap();
+    greeting::greet(&mut stream, &preface).await.unwrap();
     stream.write_all(b"\xff\xff\0\0").await.unwrap();
     assert!(matches!(town.refused().await, LinkCause::Peer(PeerError::TooLong { .. })));
 }
