@@ -187,7 +187,12 @@ impl<K: Kv> Records<K> {
         let weak = self.weaken_ahead(&local, &mut remote);
         let now = self.merging_at.filter(|_| !self.settings.read_only);
         let arriving = std::mem::take(&mut self.arriving);
-        let mut issue = || now.map(|now| self.issue(now));
+        // Whatever is changed here next is later than what is written again.
+        let mut issue = |clock: Hlc| {
+            let version = self.issue(now?);
+            self.counters.clock = self.counters.clock.max(clock);
+            Some(version)
+        };
         let (record, mut taken) = merge_records(weak.as_ref().unwrap_or(&local), &remote, &arriving, &mut issue);
         self.arriving = arriving;
         taken.changed = record != local;

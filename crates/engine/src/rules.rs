@@ -7,7 +7,7 @@ use std::cmp::Ordering;
 
 use anabranch_model::codec::{Reader, Writer};
 use anabranch_model::{
-    AttributesFacet, Content, ContentFacet, Knowledge, PlacementFacet, Record, Stamp, Time, Uid, Version, Written,
+    AttributesFacet, Content, ContentFacet, Hlc, Knowledge, PlacementFacet, Record, Stamp, Time, Uid, Version, Written,
 };
 
 /// The rules, each of which some history needs. Only the feature `mutants`, for tests, can break one.
@@ -235,7 +235,7 @@ impl Facet for ContentFacet {
     }
     /// The bytes keep the version that names them, which removals may have seen. A touch of the same bytes stands.
     fn outrank(&mut self, winner: &Self, seen: bool) {
-        self.bytes.time = resolved(winner.bytes.time);
+        self.bytes.time = made_again(self.bytes.time, winner.bytes.time);
         if self.value == winner.value && !seen {
             self.mtime = winner.mtime;
         }
@@ -290,6 +290,12 @@ pub(crate) fn resolved(time: Time) -> Time {
     Time { resolutions: time.resolutions.saturating_add(1), ..time }
 }
 
+/// The time of a user's change that is written again because a time in the future beats it: it remains that change, right
+/// after what beat it.
+fn made_again(change: Time, winner: Time) -> Time {
+    Time { clock: Hlc(winner.clock.max(change.clock).0.saturating_add(1)), ..change }
+}
+
 fn has_seen(loser: &Written, lost: Stamp, winner: &Written, won: Stamp) -> bool {
     // Resolutions of one change are as late as one another; what was brought back keeps the change and has another clock.
     let change = |time: Time| (time.clock, time.change);
@@ -308,14 +314,14 @@ struct Merged<F> {
 }
 
 /// The facet to keep. The cases say what happened; the winner is the maximum in all of them, because a descendant's stamp
-/// is the higher one. Where it is not, for the sake of a time in the future, what would lose is written again as a
-/// resolution of what would win, of the version that `issue` gives: it outranks both, everywhere.
+/// is the higher one. Where it is not, for the sake of a time in the future, what would lose is written again, at the time
+/// right after what would win and of the version that `issue` gives for that: it outranks both, everywhere.
 fn merge<F: Facet>(
     local: &F,
     remote: &F,
     upstream: &Knowledge,
     seen: impl Fn(&F, &Knowledge) -> bool,
-    issue: &mut dyn FnMut() -> Option<Version>,
+    issue: &mut dyn FnMut(Hlc) -> Option<Version>,
 ) -> Merged<F> {
     let equal = local.same_value(remote);
     let taken = compare(local, remote, equal) == Ordering::Less;
@@ -332,17 +338,19 @@ fn merge<F: Facet>(
         Case::Concurrent { taken }
     };
     let (winner, other) = if taken { (remote, local) } else { (local, remote) };
+    let time = made_again(other.written().time, winner.written().time);
     if other.had_seen_what_beats_it(winner)
-        && let Some(version) = issue()
+        && let Some(version) = issue(time.clock)
     {
         let mut facet = other.clone();
-        let mut history = facet.written().history.clone();
+        facet.join_seen(winner);
+        // Of a delete: what it says now that it saw is more than its author had seen.
+        let merged = other.written().merged || facet != *other;
+        let mut history = other.written().history.clone();
         history.join(&winner.written().history);
         history.learn(version);
-        let time = resolved(winner.written().time.max(other.written().time));
-        *facet.written_mut() = Written { version, time, history, merged: false };
+        *facet.written_mut() = Written { version, time, history, merged };
         facet.outrank(winner, other.written().history.covers(winner.written().time.change));
-        facet.join_seen(winner);
         return Merged { facet, case, lost: !taken && !equal && !seen(local, &r.history), again: false };
     }
     let mut facet = winner.clone();
@@ -365,13 +373,13 @@ fn merge<F: Facet>(
 }
 
 /// The record that a replica keeps of its own and a partner's; `upstream` is the partner's knowledge, which no rule may
-/// use to find a winner (it is here to tell it again what it lost, and for the mutant that shows why). `issue` gives the version of a resolution, or none where none may be
-/// written.
+/// use to find a winner (it is here to tell it again what it lost, and for the mutant that shows why). `issue` gives the version of what is written again at a
+/// time, or none where none may be written.
 pub(crate) fn merge_records(
     local: &Record,
     remote: &Record,
     upstream: &Knowledge,
-    issue: &mut dyn FnMut() -> Option<Version>,
+    issue: &mut dyn FnMut(Hlc) -> Option<Version>,
 ) -> (Record, Taken) {
     let placement =
         merge(&local.placement, &remote.placement, upstream, |l, history| history.covers(l.written.version), issue);

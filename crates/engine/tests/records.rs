@@ -8,7 +8,9 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use anabranch_engine::kv::{Kv, KvError, Pair, Table};
-use anabranch_engine::{Case, ChangeError, MemoryKv, NewThing, PassEnd, Policy, Records, ResolveScope, Settings};
+use anabranch_engine::{
+    Case, ChangeError, MemoryKv, NewThing, PassEnd, Policy, Records, ResolveScope, Settings, must_preserve_deleted,
+};
 use anabranch_model::codec::decode_record;
 use anabranch_model::{Attributes, ChangeNumber, Hlc, Knowledge, Names, ReplicaId, Sequence, Timestamp, Uid, Version};
 use world::{content, users::name};
@@ -220,6 +222,33 @@ fn a_change_that_has_seen_what_beats_it_stands_on_every_member() {
     step(&mut a, |a| a.remove(late, uid).unwrap());
     pull(&mut b, &a, late);
     assert!(!b.live(uid).unwrap());
+}
+
+#[test]
+fn a_removal_that_has_seen_what_beats_it_is_no_resolution() {
+    let now = Hlc(10 * LIMIT);
+    let (mut a, mut b, mut c) = (replica(A), replica(B), replica(ReplicaId([7; 16])));
+    let ahead = Hlc(now.0 + LIMIT + 60_000_000);
+    let uid = step(&mut a, |a| a.add(ahead, file(Uid::ROOT, "f", 1)).unwrap());
+    // B's clock is ahead too, so it takes that in, and goes on holding it.
+    let there = Hlc(now.0 + 90_000_000);
+    assert!(matches!(pull(&mut b, &a, there), PassEnd::Complete(_)));
+    assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[]).unwrap()), 1);
+    // Somebody who saw the file removes it.
+    step(&mut a, |a| a.remove(Hlc(now.0 + 1), uid).unwrap());
+    pull(&mut b, &a, there);
+    pull(&mut c, &b, there);
+    for records in [&b, &c] {
+        let record = records.record(uid).unwrap().unwrap();
+        assert!(!records.live(uid).unwrap());
+        assert_eq!(record.placement.written.version.replica, B, "written again");
+        let held = record.content.unwrap().bytes.version;
+        assert!(!must_preserve_deleted(&record.placement, held), "he had seen what was in it");
+    }
+    // What is done to it there afterwards is later than that.
+    step(&mut b, |b| b.place(there, uid, Uid::ROOT, name("g")).unwrap());
+    pull(&mut c, &b, there);
+    assert!(c.live(uid).unwrap());
 }
 
 #[test]

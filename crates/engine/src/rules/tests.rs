@@ -57,7 +57,7 @@ impl Edit {
 
 fn merge_contents(local: &Edit, remote: &Edit) -> (ContentFacet, Case, bool) {
     let merged =
-        merge(&local.0, &remote.0, &Knowledge::default(), |l, history| history.covers(l.bytes.version), &mut || None);
+        merge(&local.0, &remote.0, &Knowledge::default(), |l, history| history.covers(l.bytes.version), &mut |_| None);
     (merged.facet, merged.case, merged.lost)
 }
 
@@ -184,11 +184,11 @@ fn what_deletes_had_seen_is_joined_whoever_wins() {
     let deletes = [placement(A, 1, "x", true, &[v1]), placement(B, 2, "y", true, &[v2])];
     let moved = placement(B, 3, "z", false, &[]);
     for (l, r) in [(&deletes[0], &deletes[1]), (&deletes[1], &deletes[0])] {
-        let merged = merge(l, r, &Knowledge::default(), |_, _| true, &mut || None).facet;
+        let merged = merge(l, r, &Knowledge::default(), |_, _| true, &mut |_| None).facet;
         assert_eq!(merged.value.name.bytes(), b"y");
         assert!(merged.seen.covers(v1) && merged.seen.covers(v2) && merged.written.merged);
     }
-    let merged = merge(&moved, &deletes[0], &Knowledge::default(), |_, _| true, &mut || None).facet;
+    let merged = merge(&moved, &deletes[0], &Knowledge::default(), |_, _| true, &mut |_| None).facet;
     assert!(!merged.value.deleted && merged.seen.covers(v1));
 }
 
@@ -199,7 +199,7 @@ fn who_placed_it_is_no_part_of_the_place() {
         &placement(B, 2, "x", false, &[]),
         &Knowledge::default(),
         |_, _| false,
-        &mut || None,
+        &mut |_| None,
     );
     assert_eq!((merged.case, merged.lost), (Case::Equal, false));
 }
@@ -246,9 +246,9 @@ fn a_number_used_twice_for_a_directory_and_a_file_stays_one_kind() {
     let mut directory = Record { content: None, ..file.clone() };
     directory.placement.value.directory = true;
     let known = Knowledge::default();
-    let (one, taken) = merge_records(&file, &directory, &known, &mut || None);
+    let (one, taken) = merge_records(&file, &directory, &known, &mut |_| None);
     assert!(taken.changed && one.content.is_none() && one.placement.value.directory);
-    assert_eq!(merge_records(&directory, &file, &known, &mut || None).0, one);
+    assert_eq!(merge_records(&directory, &file, &known, &mut |_| None).0, one);
 }
 
 #[test]
@@ -301,7 +301,7 @@ fn attributes_that_lost_unseen_are_told() {
         unknown: [].into(),
     };
     let (local, remote) = (record(facet(A, 3, 0o600)), record(facet(B, 4, 0o644)));
-    let (kept, taken) = merge_records(&local, &remote, &Knowledge::default(), &mut || None);
+    let (kept, taken) = merge_records(&local, &remote, &Knowledge::default(), &mut |_| None);
     assert_eq!(taken.lost_attributes, local.attributes);
     assert_eq!((kept.attributes, taken.content), (remote.attributes, Some(Case::Old)));
 }
@@ -318,7 +318,7 @@ fn what_a_delete_takes_out_is_preserved_unless_its_deleter_had_seen_it() {
         &placement(A, 1, "y", true, &[held]),
         &Knowledge::default(),
         |_, _| true,
-        &mut || None,
+        &mut |_| None,
     );
     let cases = [
         ("seen", &plain, false),
