@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | closed properly | an ordinary comparison of the tree with the database |
 //! | the same boot id | intents are completed or undone; all other differences are people's edits |
+//! | what an intent names was put in place, and is not there any more | somebody moved or removed that, and not what was there before |
 //! | another boot id, a file of an intent with the new content | the install is completed |
 //! | … with the old content | the install is done again |
 //! | … with any other | a local edit against what the database had there |
@@ -16,9 +17,9 @@ use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{Policy, Records, Settings};
-use anabranch_model::{Content, Hlc, Knowledge, Names};
+use anabranch_model::{Attributes, Content, Hlc, Knowledge, Names};
 use anabranch_net::message::Mark;
-use anabranch_volume::fs::{FileStamp, Fs, Kind};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
 use anabranch_volume::layout;
 
 use crate::beside::Beside;
@@ -204,7 +205,7 @@ where
                 stamp: stat.stamp,
                 content: None,
                 attributes_version: anabranch_model::Version::default(),
-                attributes: anabranch_model::Attributes::default(),
+                attributes: Attributes::default(),
             };
             put_special(self.records.kv_mut(), old.as_ref(), &node)?;
         }
@@ -353,7 +354,7 @@ where
         name: &[u8],
         reason: Reason,
         number: Option<u64>,
-        stat: &anabranch_volume::fs::Stat,
+        stat: &Stat,
     ) -> Result<()> {
         let failed = |source| Stop::Private { path: "ConflictAndDeleted".into(), source };
         let number = match number {
@@ -391,9 +392,9 @@ where
         // What was prepared is in staging, unless it was put in place: then what came out is there, or preserved already.
         // It may be another thing than the intent says: somebody had just put that there, and nobody has seen it.
         let staging = self.private.staging.clone();
-        if let Some(out) =
-            self.fs.stat(&staging, &intent.private).map_err(failed)?.filter(|s| s.object != intent.object)
-        {
+        let staged = self.fs.stat(&staging, &intent.private).map_err(failed)?;
+        let placed = self.was_placed(intent, staged.as_ref()).map_err(failed)?;
+        if let Some(out) = staged.filter(|s| s.object != intent.object) {
             let expected = intent.replaces.as_ref().filter(|(object, stamp)| {
                 *object == out.object && (stamp.size, stamp.mtime) == (out.stamp.size, out.stamp.mtime)
             });
@@ -413,20 +414,22 @@ where
             }
         }
         self.recover_taken_back(intent)?;
-        let Some(dir) = self.dir(intent.parent)? else { return Ok(()) };
         // One entry that cannot be looked at must not keep the folder from starting: the scan meets it again.
-        let Ok(here) = self.fs.stat(&dir, &intent.name) else { return Ok(()) };
-        if here.as_ref().is_none_or(|s| s.object != intent.object) {
+        let here = match self.dir(intent.parent)? {
+            Some(dir) => self.fs.stat(&dir, &intent.name).ok().flatten(),
+            None => None,
+        };
+        let here = here.filter(|s| s.object == intent.object);
+        if here.is_none() && !placed {
             // Not in place: what was prepared is thrown away, and the item, still on the list of work, is done again.
             return Ok(());
         }
-        let Some(stat) = here else { return Ok(()) };
         let record = self.records.record(intent.uid)?;
         let facet = record.as_ref().and_then(|r| r.content.as_ref()).filter(|f| f.written.version == intent.version);
-        let value = match facet {
-            Some(facet) => facet.value.clone(),
-            None if stat.kind == Kind::File => Content::File { size: stat.stamp.size, hash: intent.hash },
-            None => return Ok(()),
+        let value = match (facet, &here) {
+            (Some(facet), _) => facet.value.clone(),
+            (None, Some(stat)) if stat.kind == Kind::File => Content::File { size: stat.stamp.size, hash: intent.hash },
+            (None, _) => return Ok(()),
         };
         if let Some(other) = nodes::at(self.records.kv(), intent.parent, &intent.name)?
             && other.uid != Some(intent.uid)
@@ -434,7 +437,15 @@ where
             nodes::remove(self.records.kv_mut(), &other)?;
         }
         let before = nodes::of(self.records.kv(), intent.uid)?;
-        let attributes = self.fs.read_attributes(&dir, &intent.name).unwrap_or_default();
+        let applied = record.as_ref().and_then(|r| r.attributes.as_ref());
+        let attributes = match self.attributes_of_placed(intent, here.is_some())? {
+            Some(attributes) => attributes,
+            None => applied.map(|f| f.value.clone()).unwrap_or_default(),
+        };
+        let kind = match &value {
+            Content::File { .. } => Kind::File,
+            Content::Symlink { .. } => Kind::Symlink,
+        };
         let node = Node {
             id: match &before {
                 Some(node) => node.id,
@@ -443,8 +454,8 @@ where
             parent: intent.parent,
             name: intent.name.clone(),
             uid: Some(intent.uid),
-            kind: stat.kind,
-            object: stat.object.clone(),
+            kind,
+            object: intent.object.clone(),
             // Never equal to a real one: the comparison that follows reads the bytes.
             stamp: FileStamp::default(),
             content: Some(OnDisk {
@@ -454,15 +465,36 @@ where
                 history: facet.map_or_else(|| Knowledge::of(intent.version), |f| f.written.history.clone()),
                 provisional: true,
             }),
-            attributes_version: record
-                .as_ref()
-                .and_then(|r| r.attributes.as_ref())
+            attributes_version: applied
                 .filter(|f| f.value == attributes)
                 .map_or(anabranch_model::Version::default(), |f| f.written.version),
             attributes,
         };
         nodes::put(self.records.kv_mut(), before.as_ref(), &node)?;
         Ok(())
+    }
+
+    /// Was what an intent names put in place, wherever it is by now? What somebody did to it while we were down, he did to that
+    /// and not to what had been there before. Nothing takes the private file away while its intent stands, so without it the
+    /// name was given; where another file had the name, that one has come out.
+    fn was_placed(&self, intent: &Intent, staged: Option<&Stat>) -> io::Result<bool> {
+        if let Some(staged) = staged {
+            return Ok(staged.object != intent.object);
+        }
+        let Some((object, _)) = &intent.replaces else { return Ok(true) };
+        let name = format!("{:016x}", intent.preserved).into_bytes();
+        Ok(self.fs.stat(&self.private.conflict, &name)?.is_some_and(|out| out.object == *object))
+    }
+
+    /// The attributes of what an intent put in place, as they are there or where it is now; `None`: it is not found.
+    fn attributes_of_placed(&mut self, intent: &Intent, in_place: bool) -> Result<Option<Attributes>> {
+        let place = match self.fs.locate(&intent.object) {
+            _ if in_place => Some((intent.parent, intent.name.clone())),
+            Ok(Some((directory, name))) => self.dir_node(&directory)?.map(|parent| (parent, name)),
+            Ok(None) | Err(_) => None,
+        };
+        let Some((parent, name)) = place else { return Ok(None) };
+        Ok(self.dir(parent)?.and_then(|dir| self.fs.read_attributes(&dir, &name).ok()))
     }
 
     /// What was prepared may have been in place for a moment, and somebody may have written into it then.

@@ -7,7 +7,7 @@ mod couple;
 
 use anabranch_member::Limits;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::{Change, Couple, crash_at_every_step};
+use couple::{Change, Couple, crash_at_every_step, settle};
 
 fn start() -> Couple {
     let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
@@ -117,6 +117,80 @@ fn a_name_goes_from_hand_to_hand() {
         &renamed("d2", "d1"),
         &renamed("d3", "d1/d1"),
     ]);
+}
+
+/// What a file of the second one's tree holds.
+fn content(fs: &SimFs, path: &[u8]) -> Option<Vec<u8>> {
+    fs.tree().get(path).and_then(|entry| entry.content.as_ref().map(|content| content.bytes().to_vec()))
+}
+
+/// The second one dies at every step of taking over a new content and a new file. `deed` is done by its user to each of the
+/// two if it is there with the new content by then, before the daemon is started again. What is in his tree in the end is `left`:
+/// what is added to its name, and what it holds.
+fn somebody_acts_while_it_is_down(deed: impl Fn(&SimFs, &[u8]), left: Option<(&[u8], &[u8])>) {
+    for power_cut in [false, true] {
+        let (mut steps, mut acted) = (0, 0);
+        loop {
+            let mut couple = start();
+            settle(&mut couple);
+            couple.disconnect();
+            couple.change(&[&written("g", "newer"), &written("d1/new", "newer")]);
+            couple.connect();
+            let second = couple.members[1].fs.clone();
+            second.power().cut_after(steps);
+            settle(&mut couple);
+            let died = couple.members[1].replica.take().is_none() || !second.power().is_on();
+            if power_cut {
+                drop(second.crash(steps))
+            } else {
+                second.process_died()
+            }
+            let when = format!("power cut: {power_cut}, after step {steps}");
+            let there: Vec<&[u8]> = [&b"g"[..], b"d1/new"]
+                .into_iter()
+                .filter(|p| content(&second, p).as_deref() == Some(b"newer"))
+                .collect();
+            there.iter().for_each(|path| deed(&second, path));
+            acted += there.len();
+            couple.restart(Limits::default());
+            settle(&mut couple);
+            for path in [&b"g"[..], b"d1/new"] {
+                let expected = if there.contains(&path) { left } else { Some((&b""[..], &b"newer"[..])) };
+                let at = [path, expected.map_or(&b""[..], |(suffix, _)| suffix)].concat();
+                assert_eq!(content(&second, &at).as_deref(), expected.map(|(_, bytes)| bytes), "{when}");
+                assert!(at == path || content(&second, path).is_none(), "{when}");
+            }
+            let unseen = couple.members[1].replica.as_ref().unwrap().counters().unseen;
+            assert_eq!(unseen, 0, "{when}: something was preserved as unseen");
+            if !died {
+                break;
+            }
+            steps += 1;
+        }
+        assert!(acted > 10, "he found something new after {acted} of {steps} steps only");
+    }
+}
+
+#[test]
+fn what_was_just_put_in_place_is_removed_while_it_is_down() {
+    somebody_acts_while_it_is_down(|fs, path| fs.remove(path).unwrap(), None);
+}
+
+#[test]
+fn what_was_just_put_in_place_is_renamed_while_it_is_down() {
+    let renamed = |fs: &SimFs, path: &[u8]| fs.rename(path, &[path, b".moved"].concat()).unwrap();
+    somebody_acts_while_it_is_down(renamed, Some((b".moved", b"newer")));
+}
+
+#[test]
+fn what_was_just_put_in_place_is_written_anew_while_it_is_down() {
+    let saved = |fs: &SimFs, path: &[u8]| {
+        let part = [path, b".part"].concat();
+        fs.write(&part, b"his own").unwrap();
+        fs.rename(&part, path).unwrap();
+    };
+    somebody_acts_while_it_is_down(saved, Some((b"", b"his own")));
+    somebody_acts_while_it_is_down(|fs, path| fs.write(path, b"his own").unwrap(), Some((b"", b"his own")));
 }
 
 /// Small numbers from a seed.

@@ -55,9 +55,9 @@ where
             self.confirm_removal(removal)?;
         }
         let synced = self.sync_names(&batch);
-        let mut held = Vec::new();
+        let (mut held, mut unused) = (Vec::new(), Vec::new());
         for install in &batch.installs {
-            self.finish_install(install, &mut held)?;
+            self.finish_install(install, &mut held, &mut unused)?;
         }
         for removal in &batch.removals {
             self.finish_removal(removal)?;
@@ -69,6 +69,8 @@ where
             return Err(crate::replica::Stop::Private { path, source });
         }
         self.records.commit()?;
+        // Only now: while an intent stands, a private file that is not there was put in place.
+        unused.into_iter().for_each(|uid| self.drop_private(uid));
         self.tell_held(&held);
         if self.window_full {
             self.window_full = false;
@@ -369,7 +371,7 @@ where
         beside::Outcome::Here(result)
     }
 
-    fn finish_install(&mut self, install: &Install<F>, held: &mut Vec<Uid>) -> Result<()> {
+    fn finish_install(&mut self, install: &Install<F>, held: &mut Vec<Uid>, unused: &mut Vec<Uid>) -> Result<()> {
         let uid = install.uid;
         tables::drop_intent(self.records.kv_mut(), uid)?;
         if let Outcome::Wait(why) = install.outcome {
@@ -385,7 +387,7 @@ where
             {
                 debug_assert!(*size > u64::from(self.config.limits.piece_bytes) || hash.len() == 32);
             } else {
-                self.drop_private(uid);
+                unused.push(uid);
             }
             self.wait(nodes::uid_key(uid).to_vec(), why);
             // What was to leave with it has a row of its own, which nobody else would look at.
