@@ -74,8 +74,12 @@ pub(crate) struct Crowd {
     careful: bool,
     /// Each keeps to his own (see [`Habits::Orderly`]); does he look after the directories?
     orderly: Option<bool>,
-    /// Where files were, and when they were seen there last: nobody takes such a name soon after.
+    /// Where files were, and when they were seen there last: nobody takes such a name before it was seen to be free. By path, and
+    /// by the number of the directory and the name in it, wherever it was moved to.
     used: BTreeMap<Path, u64>,
+    used_in: BTreeMap<(u64, Path), u64>,
+    /// The numbers of the directories, where they are now.
+    directories: BTreeMap<Path, u64>,
     /// When time last went on.
     now: u64,
     /// The machine stops when this comes.
@@ -172,6 +176,8 @@ impl Crowd {
                 Habits::Orderly { steward } => Some(steward == member),
             },
             used: BTreeMap::new(),
+            used_in: BTreeMap::new(),
+            directories: BTreeMap::new(),
             now: 0,
             ambush: None,
             written: 0,
@@ -247,8 +253,8 @@ impl Crowd {
         }
     }
 
-    /// Begins something new.
-    pub(crate) fn begin(&mut self, fs: &SimFs, now: u64) {
+    /// Begins something new. `looked`: the member has looked at all that was done so far.
+    pub(crate) fn begin(&mut self, fs: &SimFs, now: u64, looked: bool) {
         if self.retired {
             return;
         }
@@ -256,8 +262,7 @@ impl Crowd {
         fs.users_arrive();
         let tree = fs.tree();
         if self.orderly.is_some() {
-            let files = tree.iter().filter(|(_, e)| e.content.is_some());
-            self.used.extend(files.map(|(path, _)| (fold_path(path, self.rule), now)));
+            self.note_used(fs, &tree, looked);
         }
         let (kind, steps) = self.choose(&tree);
         if steps.is_empty() {
@@ -266,6 +271,32 @@ impl Crowd {
         self.kinds[kind] += 1;
         self.programs.push(Program { at: now, steps, open: None });
         self.run(fs, now);
+    }
+
+    /// Notes which names files have now, and which are free again.
+    fn note_used(&mut self, fs: &SimFs, tree: &Tree, looked: bool) {
+        if looked {
+            let since = self.now.saturating_sub(USED_FOR);
+            self.used.retain(|_, at| *at > since);
+            self.used_in.retain(|_, at| *at > since);
+        }
+        let directories = tree.iter().filter(|(_, e)| e.kind == Kind::Directory).map(|(path, _)| path.as_slice());
+        self.directories =
+            directories.chain([&b""[..]]).filter_map(|path| Some((path.to_vec(), fs.number(path)?))).collect();
+        for (path, _) in tree.iter().filter(|(_, e)| e.content.is_some()) {
+            let name = fold_path(path.get(parent(path).len()..).unwrap_or_default(), self.rule);
+            let directory = self.directories.get(parent(path));
+            self.used_in.extend(directory.map(|directory| ((*directory, name), self.now)));
+            self.used.insert(fold_path(path, self.rule), self.now);
+        }
+    }
+
+    /// Was this a file's name a short while ago, here or where its directory was then?
+    fn was_used(&self, path: &[u8]) -> bool {
+        let name = fold_path(path.get(parent(path).len()..).unwrap_or_default(), self.rule);
+        let directory = self.directories.get(parent(path));
+        self.used.contains_key(&fold_path(path, self.rule))
+            || directory.is_some_and(|directory| self.used_in.contains_key(&(*directory, name)))
     }
 
     /// Makes what lies here before anything is replicated.
@@ -542,8 +573,7 @@ impl Crowd {
     fn free_path(&mut self, tree: &Tree) -> Option<Path> {
         for _ in 0..8 {
             let path = self.somewhere(tree);
-            let used = self.used.get(&fold_path(&path, self.rule)).is_some_and(|at| at + USED_FOR > self.now);
-            if !used && self.there(tree, &path).is_none() {
+            if !self.was_used(&path) && self.there(tree, &path).is_none() {
                 return Some(path);
             }
         }

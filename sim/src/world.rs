@@ -634,7 +634,7 @@ impl<'a> World<'a> {
     fn errand(&mut self, number: usize) {
         self.errands = self.errands.saturating_sub(1);
         if !self.healing && self.plan.writer.is_none_or(|writer| writer == number) {
-            self.users(number, |crowd, fs, now| crowd.begin(fs, now));
+            self.begin_at(number);
         }
     }
 
@@ -824,13 +824,18 @@ impl<'a> World<'a> {
     fn begin(&mut self) {
         let number = self.plan.writer.unwrap_or_else(|| self.rng.clone().index(self.plan.members));
         self.rng.bits();
-        self.users(number, |crowd, fs, now| crowd.begin(fs, now));
+        self.begin_at(number);
         let done: u64 = self.members.iter().map(|m| m.crowd().done).sum();
         if done < self.plan.operations {
             let mean = self.plan.ends / self.plan.operations.max(1);
             let delay = self.rng.below(2 * mean + 1);
             self.after(delay, Event::Begin);
         }
+    }
+
+    fn begin_at(&mut self, number: usize) {
+        let looked = self.members[number].machine.as_ref().is_some_and(|machine| machine.settled());
+        self.users(number, |crowd, fs, now| crowd.begin(fs, now, looked));
     }
 
     fn program(&mut self, number: usize) {

@@ -669,6 +669,12 @@ impl SimFs {
         self.disk().tree_of(ROOT)
     }
 
+    /// The number of what is at a path: it keeps it wherever it is moved to.
+    #[must_use]
+    pub fn number(&self, path: &[u8]) -> Option<u64> {
+        if path.is_empty() { Some(ROOT) } else { self.disk().lookup(path).ok() }
+    }
+
     /// The program's own directory: paths are from there.
     #[must_use]
     pub fn private_tree(&self) -> Tree {
