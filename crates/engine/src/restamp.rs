@@ -6,7 +6,7 @@
 
 use std::collections::BTreeSet;
 
-use anabranch_model::{ContentFacet, Hlc, Record, ReplicaId, Stamp, Uid, Written};
+use anabranch_model::{ContentFacet, Hlc, Record, ReplicaId, Uid, Written};
 
 use crate::kv::{Kv, KvError};
 use crate::records::{Old, Records};
@@ -96,8 +96,6 @@ impl<K: Kv> Records<K> {
             .filter_map(|(facet, written)| Some((written.filter(|w| ahead.holds(w))?.time.clock, facet)))
             .collect();
         due.sort_by_key(|(clock, _)| *clock);
-        // What removals had seen, they have seen still.
-        let seen = record.content.as_ref().is_some_and(|f| record.placement.seen.covers(f.bytes.version));
         for (_, facet) in &due {
             match facet {
                 Facet::Placement => self.anew(now, &mut record.placement.written, ahead),
@@ -113,30 +111,22 @@ impl<K: Kv> Records<K> {
                 }
             }
         }
-        if let Some(content) = record.content.as_ref().filter(|_| seen) {
-            record.placement.seen.learn(content.bytes.version);
-        }
         !due.is_empty()
     }
 
+    /// The bytes keep the version that names them: whoever removes them, here or elsewhere, may have seen no other.
     fn restamp_content(&mut self, now: Hlc, content: &mut ContentFacet, ahead: &Ahead) {
-        let same = content.bytes == content.written.stamp();
         self.anew(now, &mut content.written, ahead);
-        if same {
-            content.bytes = content.written.stamp();
-        } else if content.bytes.time.clock > ahead.latest_allowed {
-            // A touch after a write, both from then: the write is told from others by its own earlier time.
-            let mut time = content.bytes.time;
-            time.clock = ahead.brought_back(time.clock);
-            content.bytes = Stamp { time, version: content.written.version };
+        if content.bytes.time.clock > ahead.latest_allowed {
+            content.bytes.time.clock = ahead.brought_back(content.bytes.time.clock);
         }
     }
 
+    /// It stays the same change of a user, so what had seen it stands against it, whichever of the two times is later now.
     fn anew(&mut self, now: Hlc, written: &mut Written, ahead: &Ahead) {
         let version = self.issue(now);
         written.history.learn(version);
         written.time.clock = ahead.brought_back(written.time.clock);
-        written.time.change = version;
         written.version = version;
     }
 }

@@ -226,12 +226,15 @@ impl Facet for ContentFacet {
     fn rank(&self) -> (Stamp, Stamp) {
         self.rank()
     }
-    /// The last change of bytes decides where there is a difference, so a touch beats nothing that had seen those bytes.
+    /// The last change of bytes decides where there is a difference, so a touch beats nothing that had seen those bytes. Bytes
+    /// that were stamped anew keep their version: whether the winner had seen that is told by the facet's own.
     fn had_seen_what_beats_it(&self, winner: &Self) -> bool {
-        match self.bytes.time == winner.bytes.time {
-            true => has_seen(&self.written, self.written.stamp(), &winner.written, winner.written.stamp()),
-            false => has_seen(&self.written, self.bytes, &winner.written, winner.bytes),
+        if self.bytes.time == winner.bytes.time {
+            return has_seen(&self.written, self.written.stamp(), &winner.written, winner.written.stamp());
         }
+        let same = self.bytes.version == winner.bytes.version;
+        let version = if same { self.written.version } else { self.bytes.version };
+        has_seen(&self.written, Stamp { version, ..self.bytes }, &winner.written, winner.bytes)
     }
     /// The bytes keep the version that names them, which removals may have seen. A touch of the same bytes stands.
     fn outrank(&mut self, winner: &Self, seen: bool) {

@@ -318,6 +318,74 @@ fn what_was_beaten_by_a_time_of_the_future_comes_back_once_that_was_stamped_anew
     assert_eq!(b.change_number(), number, "it is told once");
 }
 
+/// B's clock is ahead as well: it takes A's bytes in, and removes them. A removes them by what it had of them on its disk before
+/// they were stamped anew.
+#[test]
+fn what_was_removed_stays_so_when_its_bytes_are_stamped_anew() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    for (by_author, touched) in [(false, false), (false, true), (true, false), (true, true)] {
+        let (mut a, mut b) = (replica(A), replica(B));
+        let leapt = Hlc(now.0 + 48 * hour);
+        let uid = step(&mut a, |a| a.add(leapt, file(Uid::ROOT, "f", 1)).unwrap());
+        if touched {
+            step(&mut a, |a| a.touch(leapt, uid, Timestamp { seconds: 7, nanoseconds: 0 }).unwrap());
+        }
+        assert!(matches!(pull(&mut b, &a, leapt), PassEnd::Complete(_)));
+        let seen = a.record(uid).unwrap().unwrap().content.unwrap().written.history;
+        if !by_author {
+            step(&mut b, |b| b.remove(leapt, uid).unwrap());
+        }
+        assert_eq!(step(&mut a, |a| a.restamp(now, LIMIT, &[]).unwrap()), 1);
+        step(&mut b, |b| b.restamp(now, LIMIT, &[]).unwrap());
+        if by_author {
+            step(&mut a, |a| a.remove_from(now, uid, Some(&seen)).unwrap());
+        }
+        for _ in 0..2 {
+            assert!(matches!(pull(&mut b, &a, now), PassEnd::Complete(_)));
+            assert!(matches!(pull(&mut a, &b, now), PassEnd::Complete(_)));
+        }
+        assert!(!a.live(uid).unwrap() && !b.live(uid).unwrap(), "by its author: {by_author}, touched: {touched}");
+        assert_eq!(a.record(uid).unwrap(), b.record(uid).unwrap());
+    }
+}
+
+/// B's clock is ahead as well, so it has seen A's change; and it is set right earlier, so its own gets the earlier time.
+#[test]
+fn what_had_seen_a_change_of_the_future_stands_when_both_are_stamped_anew() {
+    let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
+    let later = Hlc(now.0 + 60_000_000);
+    let (mut a, mut b) = (replica(A), replica(B));
+    let [removed, renamed, written] =
+        ["f", "g", "h"].map(|text| step(&mut a, |a| a.add(now, file(Uid::ROOT, text, 1)).unwrap()));
+    pull(&mut b, &a, now);
+    let leapt = Hlc(now.0 + 48 * hour);
+    step(&mut a, |a| {
+        a.place(leapt, removed, Uid::ROOT, name("f by a")).unwrap();
+        a.place(leapt, renamed, Uid::ROOT, name("g by a")).unwrap();
+        a.write(leapt, written, content(2), MTIME, None).unwrap();
+    });
+    assert!(matches!(pull(&mut b, &a, leapt), PassEnd::Complete(_)));
+    step(&mut b, |b| {
+        b.remove(leapt, removed).unwrap();
+        b.place(leapt, renamed, Uid::ROOT, name("g by b")).unwrap();
+        b.write(leapt, written, content(3), MTIME, None).unwrap();
+    });
+    assert_eq!(step(&mut b, |b| b.restamp(now, LIMIT, &[]).unwrap()), 3);
+    assert_eq!(step(&mut a, |a| a.restamp(later, LIMIT, &[]).unwrap()), 3);
+    for _ in 0..3 {
+        assert!(matches!(pull(&mut b, &a, later), PassEnd::Complete(_)));
+        assert!(matches!(pull(&mut a, &b, later), PassEnd::Complete(_)));
+    }
+    for records in [&a, &b] {
+        assert!(!records.live(removed).unwrap());
+        assert_eq!(records.record(renamed).unwrap().unwrap().placement.value.name, name("g by b"));
+        assert_eq!(records.record(written).unwrap().unwrap().content.unwrap().value, content(3));
+    }
+    for uid in [removed, renamed, written] {
+        assert_eq!(a.record(uid).unwrap(), b.record(uid).unwrap());
+    }
+}
+
 #[test]
 fn what_a_former_replica_id_stamped_in_the_future_is_stamped_anew_too() {
     let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
