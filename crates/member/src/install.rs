@@ -192,8 +192,8 @@ struct Install<F: Fs> {
     /// Of the file to be replaced, while the lease is held.
     guard: Option<(F::File, FileStamp)>,
     exchanged: bool,
-    /// What came out was not what the database said, and could not be put back.
-    unseen: bool,
+    /// Why that is preserved.
+    reason: Reason,
     outcome: Outcome,
 }
 
@@ -1377,6 +1377,10 @@ where
                     // A symlink has no descriptor by which it could be made durable alone.
                     batch.unopened += usize::from(file.is_none());
                     batch.files.extend(file);
+                    let reason = match &plan.replaces {
+                        Some(node) => self.replaced_reason(plan.uid, &plan.facet, node)?,
+                        None => Reason::Overwritten,
+                    };
                     batch.installs.push(Install {
                         uid: plan.uid,
                         facet: plan.facet,
@@ -1389,7 +1393,7 @@ where
                         attributes,
                         replaces: plan.replaces,
                         preserved: plan.preserved,
-                        unseen: false,
+                        reason,
                         guard: None,
                         exchanged: false,
                         outcome: Outcome::Under,
@@ -1599,8 +1603,8 @@ where
             };
             tables::put_intent(self.records.kv_mut(), &intent)?;
             if let Some(node) = &install.replaces {
-                let reason = self.replaced_reason(install.uid, &install.facet, node)?;
-                let mut item = self.manifest(install.preserved, reason, node, Some(install.facet.written.version))?;
+                let by = Some(install.facet.written.version);
+                let mut item = self.manifest(install.preserved, install.reason, node, by)?;
                 item.pending = true;
                 tables::put_preserved(self.records.kv_mut(), &item)?;
             }

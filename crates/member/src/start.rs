@@ -348,7 +348,7 @@ where
         Ok(())
     }
 
-    /// Something in staging that is not ours to throw away goes to `ConflictAndDeleted`.
+    /// Something in staging that is not ours to throw away goes to where its manifest entry says that it is.
     pub(crate) fn preserve_staged(
         &mut self,
         name: &[u8],
@@ -356,7 +356,7 @@ where
         number: Option<u64>,
         stat: &Stat,
     ) -> Result<()> {
-        let failed = |source| Stop::Private { path: "ConflictAndDeleted".into(), source };
+        let failed = |source| Stop::Private { path: "what is preserved".into(), source };
         let number = match number {
             Some(number) => number,
             None => tables::next_preserved(self.records.kv())?,
@@ -377,12 +377,12 @@ where
                 pending: true,
             },
         };
-        let (from, to) = (self.private.staging.clone(), self.private.conflict.clone());
-        self.fs.rename_new(&from, name, &to, &item.file_name()).map_err(failed)?;
-        item.pending = false;
         if item.reason != reason && reason.unseen() {
             item.reason = reason;
         }
+        let (from, to) = (self.private.staging.clone(), self.preserved_dir(item.reason));
+        self.fs.rename_new(&from, name, &to, &item.file_name()).map_err(failed)?;
+        item.pending = false;
         tables::put_preserved(self.records.kv_mut(), &item)?;
         Ok(())
     }
@@ -483,7 +483,12 @@ where
         }
         let Some((object, _)) = &intent.replaces else { return Ok(true) };
         let name = format!("{:016x}", intent.preserved).into_bytes();
-        Ok(self.fs.stat(&self.private.conflict, &name)?.is_some_and(|out| out.object == *object))
+        for kept in [&self.private.conflict, &self.private.pre_existing] {
+            if self.fs.stat(kept, &name)?.is_some_and(|out| out.object == *object) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// The attributes of what an intent put in place, as they are there or where it is now; `None`: it is not found.

@@ -4,9 +4,9 @@
 
 mod couple;
 
-use anabranch_member::{Input, Limits};
+use anabranch_member::{Input, Limits, Phase};
 use anabranch_net::message::Message;
-use anabranch_volume::simulated::DiskConfig;
+use anabranch_volume::simulated::{DiskConfig, Mode};
 use couple::{Couple, settle};
 
 /// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
@@ -60,4 +60,51 @@ fn mutant_that_looks_at_no_marks_is_caught() {
     let noticed = notices(false);
     break_step(None);
     assert!(!noticed, "it noticed without its marks");
+}
+
+/// What partners deleted and forgot is kept in `PreExisting`, also where another file takes its name before it could be
+/// taken out.
+#[test]
+fn what_was_forgotten_and_is_replaced_lies_where_its_manifest_entry_says() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+    couple.connect();
+    settle(&mut couple);
+    let [first, second] = [0, 1].map(|at| couple.members[at].fs.clone());
+    let (disk, database) = (second.image(), couple.members[1].database.committed());
+    first.remove(b"f").unwrap();
+    settle(&mut couple);
+    while couple.step() {}
+    couple.members[1].replica = None;
+    second.restore(&disk);
+    couple.members[1].database = database;
+    // Somebody has it open to write, so it is not taken out yet.
+    let user = second.user_open(b"f", Mode::Update).unwrap();
+    couple.restart(Limits::default());
+    let phase = |couple: &Couple| couple.members[1].replica.as_ref().unwrap().phase();
+    let forgotten = |couple: &Couple| {
+        let in_use = couple.members[1].replica.as_ref().unwrap().counters().in_use;
+        phase(couple) == Phase::Normal && in_use > 0
+    };
+    assert!((0..1_000).any(|_| couple.step() && phase(&couple) == Phase::Returning), "it does not notice");
+    // The link is opened anew under the fresh replica id, and once more when the first one has closed the old id.
+    for _ in 0..2 {
+        couple.disconnect();
+        while !couple.queue.is_empty() {
+            couple.step();
+        }
+        couple.connect();
+        while !couple.queue.is_empty() {
+            couple.step();
+        }
+    }
+    assert!((0..20_000).any(|_| couple.step() && forgotten(&couple)), "it does not compare its records");
+    first.write(b"f", b"two").unwrap();
+    second.user_close(user);
+    settle(&mut couple);
+    assert_eq!(second.read(b"f").unwrap().bytes(), b"two");
+    let replica = couple.members[1].replica.as_mut().unwrap();
+    let kept = replica.preserved(0, 9).unwrap();
+    let item = kept.iter().find(|item| item.reason.word() == "pre-existing").unwrap();
+    assert_eq!(replica.restore(item.number).unwrap().unwrap(), "f.restored-1-1");
+    assert_eq!(second.read(b"f.restored-1-1").unwrap().bytes(), b"one");
 }

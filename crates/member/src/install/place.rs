@@ -232,16 +232,16 @@ where
                     }
                     // It stays preserved, as something that nobody has seen.
                     Err(error) => {
-                        install.unseen = true;
+                        install.reason = Reason::LostEdit;
                         self.failed(install.parent, &install.name, &error)?;
                     }
                 }
             }
-            let to = self.private.conflict.clone();
+            let to = self.preserved_dir(install.reason);
             let name = format!("{:016x}", install.preserved).into_bytes();
             self.fs
                 .rename_new(&staging, &install.private, &to, &name)
-                .map_err(|source| crate::replica::Stop::Private { path: "ConflictAndDeleted".into(), source })?;
+                .map_err(|source| crate::replica::Stop::Private { path: "what is preserved".into(), source })?;
         }
         install.guard = None;
         install.outcome = Outcome::Done;
@@ -355,7 +355,9 @@ where
         }
         let mut result =
             self.fs.sync_dir(&self.private.staging).and_then(|()| self.fs.sync_dir(&self.private.conflict));
-        if batch.removals.iter().any(|r| r.reason == Reason::PreExisting) {
+        let replaced = batch.installs.iter().filter(|i| i.replaces.is_some()).map(|i| i.reason);
+        let mut reasons = replaced.chain(batch.removals.iter().map(|r| r.reason));
+        if reasons.any(|reason| reason == Reason::PreExisting) {
             result = result.and_then(|()| self.fs.sync_dir(&self.private.pre_existing));
         }
         for install in &batch.installs {
@@ -400,11 +402,7 @@ where
             return Ok(());
         }
         if let Some(old) = &install.replaces {
-            let reason = match install.unseen {
-                true => Reason::LostEdit,
-                false => self.replaced_reason(uid, &install.facet, old)?,
-            };
-            self.kept(install.preserved, reason, old, Some(install.facet.written.version))?;
+            self.kept(install.preserved, install.reason, old, Some(install.facet.written.version))?;
             if old.uid != Some(uid) {
                 nodes::remove(self.records.kv_mut(), old)?;
                 if let Some(other) = old.uid {
