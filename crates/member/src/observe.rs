@@ -275,9 +275,10 @@ where
             let seconds = i64::try_from(self.now.0 / 1_000_000).unwrap_or(i64::MAX);
             let torn = modified.stat.stamp.size == 0
                 || modified.stat.stamp.mtime.seconds > seconds + 60
-                || match self.dir(modified.node.parent)? {
-                    Some(dir) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
-                    None => false,
+                || match self.open_node(modified.node.parent)? {
+                    Ok(Some(dir)) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
+                    Ok(None) => false,
+                    Err(_) => true,
                 };
             if torn {
                 modified.dropped = true;

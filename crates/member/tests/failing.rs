@@ -113,3 +113,24 @@ fn directories_that_could_not_be_made_durable_are_no_users_own() {
         "moved into a new one, and both removed",
     );
 }
+
+#[test]
+fn what_could_not_be_opened_to_be_made_durable_is_not_durable() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| fs.mkdir(b"desk").unwrap());
+    couple.connect();
+    settle(&mut couple);
+    couple.members[1].fs.faults(|f| f.set(Call::OpenDir, Fault::Io, 300_000));
+    for number in 0..12 {
+        let path = format!("desk/made {number}");
+        act(&mut couple, &|fs| {
+            fs.mkdir(path.as_bytes()).unwrap();
+            fs.chmod(path.as_bytes(), 0o750).unwrap();
+        });
+    }
+    couple.members[1].fs.faults(Faults::clear);
+    drop(couple.members[1].fs.crash(1));
+    couple.disconnect();
+    couple.restart(Limits::default());
+    settle(&mut couple);
+    expect_equal(&couple, "after the power cut");
+}

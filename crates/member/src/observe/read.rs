@@ -78,9 +78,16 @@ where
         for at in 0..batch.modified.len() {
             let Some(m) = batch.modified.get(at) else { continue };
             let (parent, name, kind) = (m.node.parent, m.node.name.clone(), m.node.kind);
-            let Some(dir) = self.dir(parent)? else { continue };
             let (size, content) = (m.stat.stamp.size, kind != Kind::Directory);
             let stat = m.stat.clone();
+            let Some(dir) = self.dir(parent)? else {
+                // What was not read must not count as compared.
+                self.again_later(parent, &name);
+                if let Some(m) = batch.modified.get_mut(at) {
+                    m.dropped = true;
+                }
+                continue;
+            };
             let known = match kind {
                 Kind::File => match self.hashed(&dir, &name, &stat, Some((parent, name.clone())))? {
                     Ok(known) => known,
@@ -299,14 +306,16 @@ where
             // No descriptor leads to a symlink by which its attributes could be made durable.
             return Ok(self.fs.sync_all());
         }
-        let mut files = Vec::new();
-        for found in batch.found.iter().filter(|f| !f.dropped && f.stat.kind == Kind::File) {
-            files.extend(self.found_dir(batch, found.parent)?.map(|d| (d, found.name.bytes().to_vec())));
-        }
-        for m in batch.modified.iter().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
-            files.extend(self.dir(m.node.parent)?.map(|d| (d, m.node.name.clone())));
-        }
-        for (dir, name) in files {
+        let found = batch.found.iter().filter(|f| !f.dropped && f.stat.kind == Kind::File);
+        let found = found.map(|f| (f.parent, f.name.bytes().to_vec()));
+        let modified = batch.modified.iter().filter(|m| !m.dropped && m.stat.kind == Kind::File);
+        let modified = modified.map(|m| (Parent::Node(m.node.parent), m.node.name.clone()));
+        for (parent, name) in found.chain(modified) {
+            let dir = match self.found_dir_to_sync(batch, parent)? {
+                Ok(Some(dir)) => dir,
+                Ok(None) => return Ok(self.fs.sync_all()),
+                Err(error) => return Ok(Err(error)),
+            };
             let synced = match self.fs.open_file(&dir, &name) {
                 Ok(file) => self.fs.sync_file(&file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -327,15 +336,23 @@ where
             if let Parent::Node(id) = parent {
                 dirs.remove(&id);
             }
-            if let Some(dir) = self.found_dir(batch, parent)?
-                && let Err(error) = self.fs.sync_dir(&dir)
-            {
-                return Ok(Err(error));
+            let synced = match self.found_dir_to_sync(batch, parent)? {
+                Ok(Some(dir)) => self.fs.sync_dir(&dir),
+                Ok(None) => return Ok(self.fs.sync_all()),
+                Err(error) => Err(error),
+            };
+            if synced.is_err() {
+                return Ok(synced);
             }
         }
         let mut open = Vec::new();
-        for id in dirs {
-            open.extend(self.dir(id)?);
+        // What was in a directory that is gone itself is gone with it.
+        for id in dirs.into_iter().filter(|id| !batch.gone.contains_key(id)) {
+            match self.dir_to_sync(id)? {
+                Ok(Some(dir)) => open.push(dir),
+                Ok(None) => return Ok(self.fs.sync_all()),
+                Err(error) => return Ok(Err(error)),
+            }
         }
         let unsynced = |(at, f): &(usize, &Found<F::Dir>)| !f.dropped && !done.contains(&Parent::Found(*at));
         open.extend(batch.found.iter().enumerate().filter(unsynced).filter_map(|(_, f)| f.dir.clone()));
@@ -348,6 +365,14 @@ where
             }
         }
         Ok(Ok(()))
+    }
+
+    /// As [`Self::dir_to_sync`], of a directory that may have just been found.
+    fn found_dir_to_sync(&mut self, batch: &Batch<F::Dir>, parent: Parent) -> Result<io::Result<Option<F::Dir>>> {
+        match parent {
+            Parent::Node(id) => self.dir_to_sync(id),
+            Parent::Found(at) => Ok(Ok(batch.found.get(at).and_then(|f| f.dir.clone()))),
+        }
     }
 }
 
