@@ -32,6 +32,10 @@ pub(crate) use read::{read_all, written_since};
 const COVERED: u64 = 60_000_000;
 const COVERED_MAX: usize = 1024;
 
+/// A change of an entry within the tick of the clock in which we wrote it was made at most this long ago when it is compared
+/// for the first time, microseconds.
+const LATELY: u64 = 2_000_000;
+
 /// How far up the directories of something are looked for that moved with them; what lies deeper waits for the events of
 /// its own directories.
 const DEEPEST: usize = 128;
@@ -368,8 +372,15 @@ where
             Err(error) => return self.cannot_read(parent, &name, &error),
         };
         match self.fs.stat(&dir, &name) {
-            Ok(stat) => self.compare(batch, parent, name, stat),
-            Err(_) if broken(Step::ErrorIsNotAbsence) => self.compare(batch, parent, name, None),
+            Ok(stat) => {
+                let node = nodes::at(self.records.kv(), parent, &name)?;
+                let hidden = stat.as_ref().zip(node.as_ref()).is_some_and(|(s, n)| self.differs_unseen(&dir, s, n));
+                self.compare_with(batch, parent, name, stat, node, hidden)
+            }
+            Err(_) if broken(Step::ErrorIsNotAbsence) => {
+                let node = nodes::at(self.records.kv(), parent, &name)?;
+                self.compare_with(batch, parent, name, None, node, false)
+            }
             Err(error) => self.cannot_read(parent, &name, &error),
         }
     }
@@ -407,7 +418,8 @@ where
         };
         self.unread.remove(&id);
         tracing::debug!(member = self.config.member, node = id.0, "compared whole");
-        let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir)]);
+        let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir.clone())]);
+        let lately = Hlc(self.now.0.saturating_sub(LATELY));
         for (_, entries) in listed {
             let entries = match entries {
                 Ok(entries) => entries,
@@ -442,7 +454,9 @@ where
                 if !seen.insert((id, name.clone())) {
                     continue;
                 }
-                self.compare_with(batch, id, name, stat, node)?;
+                let changed = stat.as_ref().filter(|s| written_since(s, lately)).zip(node.as_ref());
+                let hidden = changed.is_some_and(|(s, n)| self.differs_unseen(&dir, s, n));
+                self.compare_with(batch, id, name, stat, node, hidden)?;
             }
         }
         Ok(())
@@ -460,13 +474,14 @@ where
         Ok(())
     }
 
-    /// One entry, as it is and as the database has it.
-    fn compare(&mut self, batch: &mut Batch<F::Dir>, parent: NodeId, name: Vec<u8>, stat: Option<Stat>) -> Result<()> {
-        let node = nodes::at(self.records.kv(), parent, &name)?;
-        self.compare_with(batch, parent, name, stat, node)
+    /// Something happened to an entry, and its stamp is as the database has it: somebody may have set an xattr or an ACL in
+    /// the very tick of the clock in which we wrote it.
+    fn differs_unseen(&self, dir: &F::Dir, stat: &Stat, node: &Node) -> bool {
+        let same = stat.object == node.object && stat.stamp == node.stamp && !stat.foreign;
+        same && self.fs.has_attributes(dir, &node.name, stat, &node.attributes).is_ok_and(|has| !has)
     }
 
-    /// As [`Self::compare`], with the node that has the name.
+    /// One entry, as it is and as the database has it. `hidden`: it differs though its stamp does not.
     fn compare_with(
         &mut self,
         batch: &mut Batch<F::Dir>,
@@ -474,6 +489,7 @@ where
         name: Vec<u8>,
         stat: Option<Stat>,
         node: Option<Node>,
+        hidden: bool,
     ) -> Result<()> {
         // In staging only what was put aside there is looked at: somebody may still have it open. Nothing new is there.
         let stat = match &node {
@@ -511,7 +527,8 @@ where
             let provisional =
                 node.content.as_ref().is_some_and(|c| c.provisional) || self.closed.contains(&(parent, name.clone()));
             // These, too: somebody's chmod in the same tick of the clock as our own call leaves the stamp as it was.
-            let differs = node.attributes.owner.number != stat.uid
+            let differs = hidden
+                || node.attributes.owner.number != stat.uid
                 || node.attributes.group.number != stat.gid
                 || node.kind != Kind::Symlink && node.attributes.mode != stat.mode
                 || match node.is_dir() {

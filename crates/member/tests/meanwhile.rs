@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_member::Limits;
-use anabranch_model::Timestamp;
+use anabranch_model::{Timestamp, Uid};
 use anabranch_volume::simulated::{DiskConfig, SimFs};
 use couple::{Couple, expect_equal, expect_known, settle};
 
@@ -175,4 +175,28 @@ fn a_large_file_does_not_keep_small_ones_waiting_and_comes_with_what_was_written
     settle(&mut couple);
     expect_equal(&couple, "after a write in the middle");
     assert_eq!(two.read(b"large").unwrap().bytes(), [4; 5000]);
+}
+
+/// In the tick of the clock in which the second one wrote an entry, and before it hears of that: no stamp shows it.
+#[test]
+fn an_xattr_is_set_in_the_tick_in_which_an_entry_was_written() {
+    for (path, merged) in [(&b"new"[..], false), (b"new", true), (b"made", false), (b"made", true)] {
+        let mut couple = start(Limits::default());
+        couple.merged = merged;
+        settle(&mut couple);
+        let [one, two] = [0, 1].map(|at| couple.members[at].fs.clone());
+        one.write(b"new", b"one").unwrap();
+        one.mkdir(b"made").unwrap();
+        while !two.exists(path) {
+            couple.hear();
+            assert!(couple.step(), "the second one does not follow");
+        }
+        two.setxattr(path, b"user.note", Some(b"mine")).unwrap();
+        settle(&mut couple);
+        let records = couple.members[1].replica.as_ref().unwrap().records();
+        let uid = records.shown_at(Uid::ROOT, path).unwrap().unwrap();
+        let recorded = records.record(uid).unwrap().unwrap().attributes.unwrap().value;
+        let noted = recorded.xattrs.iter().any(|(_, value)| value[..] == *b"mine");
+        assert!(noted, "{}, merged: {merged}", path.escape_ascii());
+    }
 }
