@@ -157,13 +157,18 @@ where
                 }
                 self.report_once(EventKind::PartnerConnected, member.clone());
                 if let Some(link) = self.links.get_mut(&id) {
-                    link.peer = Some((member, replica));
+                    link.peer = Some((member.clone(), replica));
                     link.number = number;
                     link.skew = clock.0.cast_signed() - self.now.0.cast_signed();
                 }
                 // Now that we know who it is: the mark that it gave us, so that it can tell whether it was rolled back.
                 let mark = tables::partner_mark(self.records.kv(), replica)?;
                 self.send(id, Message::Echo(mark));
+                // Those of its earlier lives, too: whoever was put back remembers only what was in the image.
+                let earlier = tables::partner_marks(self.records.kv(), &member)?;
+                for mark in earlier.into_iter().filter(|mark| mark.replica != replica) {
+                    self.send(id, Message::Echo(mark));
+                }
                 self.pull(id)?;
             }
             Message::Echo(mark) if !upstream && opened => {
@@ -281,7 +286,7 @@ where
                     self.note_touched()?;
                     self.partner_known.insert(replica, known);
                     if mark.replica == replica {
-                        tables::put_partner_mark(self.records.kv_mut(), &mark)?;
+                        tables::put_partner_mark(self.records.kv_mut(), &name, &mark)?;
                     }
                     self.commit()?;
                     if let Some(link) = self.links.get_mut(&id) {
@@ -529,7 +534,11 @@ where
 
     /// A partner echoes a mark of ours. `true`: we were rolled back; all links are closed.
     fn check_echo(&mut self, echo: &Mark) -> Result<bool> {
-        if echo.replica != self.records.replica() || echo.highest == Sequence(0) || broken(Step::MarkEcho) {
+        if echo.highest == Sequence(0) || broken(Step::MarkEcho) {
+            return Ok(false);
+        }
+        if echo.replica != self.records.replica() {
+            self.take_earlier_life(echo.replica)?;
             return Ok(false);
         }
         let key = [Meta::MARKS, &echo.highest.0.to_be_bytes()].concat();

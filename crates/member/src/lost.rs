@@ -110,6 +110,20 @@ where
         Ok(former.chunks_exact(16).filter_map(|id| id.try_into().ok().map(ReplicaId)).collect())
     }
 
+    /// A partner was given a mark under this replica id by a member of our name. Where we were put back, it was ours between
+    /// two returns, and the image does not know of it. Who was never put back began anew on an empty disk: what was
+    /// written under that id may be on a member that is away.
+    pub(crate) fn take_earlier_life(&mut self, replica: ReplicaId) -> Result<()> {
+        let former = self.former()?;
+        if former.is_empty() || former.contains(&replica) {
+            return Ok(());
+        }
+        self.records.begin()?;
+        self.note_former(replica)?;
+        self.records.commit()?;
+        Ok(())
+    }
+
     /// Remembers a replica id that this member gives up.
     pub(crate) fn note_former(&mut self, replica: ReplicaId) -> Result<()> {
         let mut former = self.records.kv().get(Table::Meta, Meta::FORMER)?.unwrap_or_default();

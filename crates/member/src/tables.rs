@@ -7,7 +7,7 @@
 //! | Intents | UID | [`Intent`] |
 //! | Preserved | number, 8 bytes | [`Preserved`] |
 //! | NodeHashes | first 8 bytes of the hash, number with the highest bit set | - |
-//! | Partners | partner's replica id | mark: highest (8 bytes), digest |
+//! | Partners | partner's replica id | mark: highest (8 bytes), digest; the name of its member |
 //! | Acknowledged | member's name | replica id, serial, knowledge |
 
 use anabranch_engine::kv::{Kv, KvError, Table};
@@ -329,8 +329,23 @@ pub(crate) fn partner_mark(kv: &impl Kv, replica: ReplicaId) -> Result<Mark, KvE
     mark.map_err(damaged)
 }
 
-pub(crate) fn put_partner_mark(kv: &mut impl Kv, mark: &Mark) -> Result<(), KvError> {
-    let value = [&mark.highest.0.to_be_bytes()[..], &mark.digest].concat();
+/// The marks that this partner gave us, under each replica id that it ever had here.
+pub(crate) fn partner_marks(kv: &impl Kv, member: &str) -> Result<Vec<Mark>, KvError> {
+    let mut marks = Vec::new();
+    for (key, value) in kv.range(Table::Partners, &[], None, usize::MAX)? {
+        let name = value.get(MARK_BYTES..).unwrap_or_default();
+        if let (true, Ok(replica)) = (name == member.as_bytes(), key.try_into().map(ReplicaId)) {
+            marks.push(partner_mark(kv, replica)?);
+        }
+    }
+    Ok(marks)
+}
+
+/// Of a row of Partners: what is in front of the member's name.
+const MARK_BYTES: usize = 40;
+
+pub(crate) fn put_partner_mark(kv: &mut impl Kv, member: &str, mark: &Mark) -> Result<(), KvError> {
+    let value = [&mark.highest.0.to_be_bytes()[..], &mark.digest, member.as_bytes()].concat();
     kv.put(Table::Partners, &mark.replica.0, &value)
 }
 

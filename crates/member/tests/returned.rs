@@ -5,6 +5,8 @@
 mod couple;
 
 use anabranch_member::{Input, Limits, Phase};
+use anabranch_member::{Input, Limits, LinkId, Partner};
+use anabranch_model::Uid;
 use anabranch_net::message::Message;
 use anabranch_volume::simulated::{DiskConfig, Mode};
 use couple::{Couple, settle};
@@ -41,6 +43,76 @@ fn notices(acknowledged: bool) -> bool {
         couple.step();
         id(&couple) != before
     })
+}
+
+/// The first one pulls from the second, too, over this link. The first connection between them is the other way.
+const BACK: LinkId = LinkId(1_000);
+
+fn connect_back(couple: &mut Couple) {
+    couple.queue.push_back((1, Input::LinkUp(BACK, Partner::Downstream)));
+    couple.queue.push_back((0, Input::LinkUp(BACK, Partner::Upstream)));
+}
+
+fn disconnect(couple: &mut Couple) {
+    couple.disconnect();
+    couple.queue.extend([0, 1].map(|at| (at, Input::LinkDown(BACK))));
+    while !couple.queue.is_empty() {
+        couple.step();
+    }
+}
+
+/// All that is due for so many seconds. Of what the first one holds nothing is given to the second.
+fn run_without_content(couple: &mut Couple, seconds: u64) {
+    let until = couple.now + seconds * 1_000_000;
+    while couple.now < until {
+        couple.hear();
+        couple.queue.retain(|(to, input)| *to == 1 || !matches!(input, Input::Received(_, Message::Fetch { .. })));
+        if !couple.step() {
+            return;
+        }
+    }
+}
+
+/// A third member is away all the time, so that nobody can be sure that it does not have what the others lack.
+#[test]
+fn what_was_written_between_two_returns_and_nobody_has_is_given_up_by_its_author() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+    couple.connect();
+    connect_back(&mut couple);
+    settle(&mut couple);
+    let three = |couple: &mut Couple| {
+        for member in &mut couple.members {
+            member.replica.as_mut().unwrap().set_members(vec!["m0".into(), "m1".into(), "m2".into()]);
+        }
+    };
+    three(&mut couple);
+    let first = couple.members[0].fs.clone();
+    let (disk, database) = (first.image(), couple.members[0].database.committed());
+    for name in ["before the first return", "before the second return"] {
+        first.write(name.as_bytes(), name.as_bytes()).unwrap();
+        run_without_content(&mut couple, 100);
+        let second = couple.members[1].replica.as_ref().unwrap().records();
+        assert!(second.shown_at(Uid::ROOT, name.as_bytes()).unwrap().is_some(), "the second one was not told of it");
+        disconnect(&mut couple);
+        couple.members[0].replica = None;
+        first.restore(&disk);
+        couple.members[0].database = database.committed();
+        couple.restart_at(0, Limits::default());
+        three(&mut couple);
+        connect_back(&mut couple);
+        // Whoever notices that it was put back closes its links.
+        for _ in 0..3 {
+            run_without_content(&mut couple, 10);
+            disconnect(&mut couple);
+            couple.connect();
+            connect_back(&mut couple);
+        }
+    }
+    run_without_content(&mut couple, 1_000);
+    settle(&mut couple);
+    for member in &couple.members {
+        assert_eq!(member.fs.names(b"").unwrap(), [b"f"]);
+    }
 }
 
 #[test]
