@@ -293,14 +293,16 @@ impl<K: Kv> Records<K> {
         self.counters.replica = replica;
     }
 
-    /// Raises the counters to at least the wall time, so that numbers issued after a return to an old image are new ones
-    /// (design, section 11): sequence numbers, and change numbers, up to which partners have heard.
-    pub fn jump(&mut self, now: Hlc) {
+    /// Raises the counters to at least the wall time, and by `least` where the clock is behind them, so that numbers issued
+    /// after a return to an old image are new ones (design, section 11): sequence numbers, and change numbers, up to which
+    /// partners have heard.
+    pub fn jump(&mut self, now: Hlc, least: u64) {
         if broken(Rule::NumbersFollowTheClock) {
             return;
         }
-        self.counters.highest = self.counters.highest.max(Sequence(now.0));
-        self.counters.number = self.counters.number.max(ChangeNumber(now.0));
+        let raised = |counter: u64| counter.saturating_add(least).max(now.0);
+        self.counters.highest = Sequence(raised(self.counters.highest.0));
+        self.counters.number = ChangeNumber(raised(self.counters.number.0));
     }
 
     /// The key of a name under the folder's rule.

@@ -16,7 +16,7 @@ use crate::acknowledged::{Judgement, falls_short, judge};
 use crate::events::EventKind;
 use crate::replica::{Link, LinkId, Output, Partner, Phase, Replica, Result};
 use crate::steps::{Step, broken};
-use crate::tables::{self, Meta};
+use crate::tables::{self, Gap, Meta};
 
 /// Marks kept: an echo older than the oldest is taken as it is.
 const MARKS_MAX: usize = 8192;
@@ -124,6 +124,7 @@ where
                 if self.compares_names_otherwise(id, &member, &names)
                     || self.take_closed(&closed)?
                     || self.check_echo(&echo)?
+                    || self.was_passed_over(&known)?
                 {
                     return Ok(());
                 }
@@ -146,12 +147,11 @@ where
                 };
                 self.send(id, message);
             }
-            Message::Opened { member, replica, echo, number, known: _, closed, clock, names }
-                if upstream && !opened =>
-            {
+            Message::Opened { member, replica, echo, number, known, closed, clock, names } if upstream && !opened => {
                 if self.compares_names_otherwise(id, &member, &names)
                     || self.take_closed(&closed)?
                     || self.check_echo(&echo)?
+                    || self.was_passed_over(&known)?
                 {
                     return Ok(());
                 }
@@ -265,6 +265,11 @@ where
                 return Ok(());
             }
         };
+        if let Some((known, _)) = &page.complete
+            && self.was_passed_over(known)?
+        {
+            return Ok(());
+        }
         self.records.begin()?;
         self.records.lay_aside_all(replica, &rows)?;
         self.records.set_reached(replica, page.through)?;
@@ -361,6 +366,12 @@ where
             self.close_all(RETURNED);
             return Ok(());
         }
+        if let Some(gap) = self.gap(|gap| gap.has_number(after)) {
+            return self.return_before(gap);
+        }
+        if self.was_passed_over(news)? {
+            return Ok(());
+        }
         let Some(link) = self.links.get_mut(&id) else { return Ok(()) };
         link.told.join(news);
         let bytes = self.config.limits.page_bytes.min(PAGE_BYTES_MAX);
@@ -397,6 +408,10 @@ where
                 *told = (*told).max(ack.serial);
             }
             let own = ack.member == self.config.member;
+            // Whoever heard of us over others, perhaps: marks are kept by those who are connected with us.
+            if self.was_passed_over(&ack.held)? {
+                return Ok(());
+            }
             if own && ack.replica == self.records.replica() && self.forgot(&known, &ack)? {
                 return Ok(());
             }
@@ -560,6 +575,27 @@ where
         Ok(true)
     }
 
+    /// Does somebody know a version of ours whose number was passed over here at a start? `true`: we were returned to an
+    /// earlier state before that start, and all links are closed. No later number that was issued since hides it.
+    fn was_passed_over(&mut self, known: &Knowledge) -> Result<bool> {
+        let sequence = known.sequence(self.records.replica());
+        let gap = self.gap(|gap| gap.has_sequence(sequence));
+        gap.map_or(Ok(false), |gap| self.return_before(gap).map(|()| true))
+    }
+
+    fn gap(&self, has: impl Fn(&Gap) -> bool) -> Option<Gap> {
+        // It is the net beneath the marks: where these are not looked at, it would hide that.
+        self.gaps.iter().find(|gap| has(gap)).filter(|_| !broken(Step::MarkEcho)).copied()
+    }
+
+    /// We were returned to an earlier state before these numbers were passed over.
+    fn return_before(&mut self, gap: Gap) -> Result<()> {
+        let point = self.newest_mark_before(gap.sequences.0.0.saturating_add(1))?;
+        self.take_fresh_id(Some(point))?;
+        self.close_all(RETURNED);
+        Ok(())
+    }
+
     /// The newest mark of ours below a number that others know and we do not: what we have surely issued.
     fn newest_mark_before(&self, number: u64) -> Result<Sequence> {
         let key = [Meta::MARKS, &number.to_be_bytes()].concat();
@@ -583,7 +619,9 @@ where
         }
         self.note_former(old)?;
         self.records.set_replica(fresh);
-        self.records.jump(self.now);
+        self.records.jump(self.now, 0);
+        self.gaps.clear();
+        tables::put_gaps(self.records.kv_mut(), &self.gaps)?;
         let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
         for (key, _) in self.records.kv().range(Table::Meta, Meta::MARKS, to.as_deref(), usize::MAX)? {
             self.records.kv_mut().delete(Table::Meta, &key)?;

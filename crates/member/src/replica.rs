@@ -301,6 +301,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) marks: usize,
     /// The change number at the start.
     pub(crate) first_number: ChangeNumber,
+    /// What this replica id's numbers passed over at starts.
+    pub(crate) gaps: Vec<tables::Gap>,
     /// When a pass that carried a time in the future is tried again.
     pub(crate) ahead_retry: Option<Hlc>,
     /// Directories that something is mounted over, and when they are looked at again: no event tells when it is taken away.

@@ -31,8 +31,12 @@ use crate::nodes::{self, Node, OnDisk, ROOT_NODE, STAGING_NODE};
 use crate::observe::Large;
 use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
 use crate::scan::Scan;
-use crate::tables::{self, Intent, Meta, Preserved, Reason};
+use crate::tables::{self, Gap, Intent, Meta, Preserved, Reason};
 use crate::undone::Undone;
+
+/// Numbers passed over at a start where the clock is behind them: more than are issued between an image and the return to it
+/// while a clock that was set back catches up.
+const PASSED_OVER: u64 = 1 << 16;
 
 fn private_dir<F: Fs>(fs: &F, parent: &F::Dir, name: &[u8]) -> Result<F::Dir> {
     let open = || match fs.open_dir(parent, name) {
@@ -146,6 +150,7 @@ where
             marks: 0,
             ahead_retry: None,
             first_number: anabranch_model::ChangeNumber(0),
+            gaps: Vec::new(),
             covered: BTreeSet::new(),
             covered_at: None,
             suspect: false,
@@ -191,8 +196,15 @@ where
             .stat_dir(&self.private.staging)
             .map_err(|source| Stop::Private { path: "staging".into(), source })?;
         self.records.begin()?;
-        self.records.jump(self.now);
+        let before = (self.records.highest(), self.records.change_number());
+        self.records.jump(self.now, PASSED_OVER);
         self.first_number = self.records.change_number();
+        self.gaps = tables::gaps(self.records.kv())?;
+        if !new {
+            let (sequences, numbers) = ((before.0, self.records.highest()), (before.1, self.first_number));
+            self.gaps.push(Gap { sequences, numbers });
+            tables::put_gaps(self.records.kv_mut(), &self.gaps)?;
+        }
         for (id, stat) in [(ROOT_NODE, stat), (STAGING_NODE, staging)] {
             let old = nodes::get(self.records.kv(), id)?;
             let node = Node {

@@ -12,7 +12,7 @@
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_model::codec::{DecodeError, Reader, Writer};
-use anabranch_model::{Hash, Hlc, ReplicaId, Sequence, Uid, Version};
+use anabranch_model::{ChangeNumber, Hash, Hlc, ReplicaId, Sequence, Uid, Version};
 use anabranch_net::message::{Acknowledgement, Mark};
 use anabranch_volume::fs::{FileStamp, Object};
 
@@ -50,6 +50,8 @@ impl Meta {
     pub(crate) const TOKEN: &'static [u8] = b"member.token";
     /// Replica ids that this member had before, 16 bytes each.
     pub(crate) const FORMER: &'static [u8] = b"member.former";
+    /// What the numbers of this replica id passed over, see [`Gap`].
+    pub(crate) const GAPS: &'static [u8] = b"member.gaps";
     /// Closed replica ids: versions of 24 bytes.
     pub(crate) const CLOSED: &'static [u8] = b"member.closed";
     /// Own marks: prefix, then highest, 8 bytes big-endian.
@@ -379,6 +381,48 @@ pub(crate) fn closed(kv: &impl Kv) -> Result<Vec<Version>, KvError> {
 pub(crate) fn put_closed(kv: &mut impl Kv, closed: &[Version]) -> Result<(), KvError> {
     let bytes: Vec<u8> = closed.iter().flat_map(|v| uid_key(Uid(*v))).collect();
     kv.put(Table::Meta, Meta::CLOSED, &bytes)
+}
+
+/// Numbers that were passed over when the database was opened: they were never issued here. Who was told one of them was
+/// told it by a life of this database that it does not remember (design, section 11).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Gap {
+    /// The highest sequence number before it, and the highest that was passed over.
+    pub(crate) sequences: (Sequence, Sequence),
+    /// The change number before, and that which counts from then on.
+    pub(crate) numbers: (ChangeNumber, ChangeNumber),
+}
+
+impl Gap {
+    /// Was this sequence number passed over?
+    pub(crate) fn has_sequence(&self, sequence: Sequence) -> bool {
+        self.sequences.0 < sequence && sequence <= self.sequences.1
+    }
+
+    /// Was this change number passed over? Partners may be told the last one: all before it is here.
+    pub(crate) fn has_number(&self, number: ChangeNumber) -> bool {
+        self.numbers.0 < number && number < self.numbers.1
+    }
+}
+
+/// Gaps that are remembered: those of the last starts.
+const GAPS_MAX: usize = 1024;
+
+pub(crate) fn gaps(kv: &impl Kv) -> Result<Vec<Gap>, KvError> {
+    let bytes = kv.get(Table::Meta, Meta::GAPS)?.unwrap_or_default();
+    let read = |gap: &[u8]| {
+        let number = |at: usize| read_number(gap.get(8 * at..8 * at + 8).unwrap_or_default());
+        let sequences = (Sequence(number(0)?), Sequence(number(1)?));
+        Ok(Gap { sequences, numbers: (ChangeNumber(number(2)?), ChangeNumber(number(3)?)) })
+    };
+    bytes.chunks_exact(32).map(read).collect()
+}
+
+pub(crate) fn put_gaps(kv: &mut impl Kv, gaps: &[Gap]) -> Result<(), KvError> {
+    let latest = gaps.get(gaps.len().saturating_sub(GAPS_MAX)..).unwrap_or_default();
+    let numbers = |g: &Gap| [g.sequences.0.0, g.sequences.1.0, g.numbers.0.0, g.numbers.1.0];
+    let bytes: Vec<u8> = latest.iter().flat_map(numbers).flat_map(u64::to_be_bytes).collect();
+    kv.put(Table::Meta, Meta::GAPS, &bytes)
 }
 
 /// The key under which a directory without UID waits to be emptied into another.

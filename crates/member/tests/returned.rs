@@ -9,6 +9,9 @@ use anabranch_member::{Input, Limits, LinkId, Partner};
 use anabranch_model::Uid;
 use anabranch_net::message::Message;
 use anabranch_volume::simulated::{DiskConfig, Mode};
+use anabranch_model::{Hlc, ReplicaId, Uid};
+use anabranch_net::message::{Mark, Message};
+use anabranch_volume::simulated::DiskConfig;
 use couple::{Couple, settle};
 
 /// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
@@ -179,4 +182,44 @@ fn what_was_forgotten_and_is_replaced_lies_where_its_manifest_entry_says() {
     let item = kept.iter().find(|item| item.reason.word() == "pre-existing").unwrap();
     assert_eq!(replica.restore(item.number).unwrap().unwrap(), "f.restored-1-1");
     assert_eq!(second.read(b"f.restored-1-1").unwrap().bytes(), b"one");
+/// A third one, which was never connected with the one that is put back, knows what that one issued after its image, or only
+/// what is in the image. Meanwhile that one has issued later numbers.
+#[test]
+fn who_is_put_back_notices_it_by_what_somebody_knows_who_heard_it_from_others() {
+    for later in [false, true] {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+        couple.connect();
+        settle(&mut couple);
+        let own = |couple: &Couple| {
+            let replica = couple.members[0].replica.as_ref().unwrap();
+            (replica.replica_id(), replica.records().known().clone())
+        };
+        let first = couple.members[0].fs.clone();
+        let (disk, database, (id, mut known)) = (first.image(), couple.members[0].database.committed(), own(&couple));
+        if later {
+            couple.change(&[&|fs| fs.write(b"g", b"later than the image").unwrap()]);
+            known = own(&couple).1;
+        }
+        couple.members[0].replica = None;
+        first.restore(&disk);
+        couple.members[0].database = database;
+        couple.restart_at(0, Limits::default());
+        couple.queue.clear();
+        couple.change(&[&|fs| fs.write(b"h", b"after the return").unwrap()]);
+        assert_eq!(own(&couple).0, id, "nobody has told it");
+        let open = Message::Open {
+            member: "m1".into(),
+            replica: ReplicaId([99; 16]),
+            echo: Mark::default(),
+            known,
+            closed: Vec::new(),
+            clock: Hlc(couple.now),
+            names: String::new(),
+        };
+        couple.queue.push_back((0, Input::LinkUp(BACK, Partner::Downstream)));
+        couple.queue.push_back((0, Input::Received(BACK, open)));
+        couple.step();
+        couple.step();
+        assert_eq!(own(&couple).0 != id, later, "later than the image: {later}");
+    }
 }
