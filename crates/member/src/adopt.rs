@@ -20,6 +20,8 @@ use crate::tables::{self, Meta, Preserved, Reason};
 
 /// UIDs asked about in one message.
 const ASK: usize = 4096;
+/// How long a member that was put back may take to notice it, microseconds: a day.
+const COMPARED_LATELY: u64 = 86_400_000_000;
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -283,12 +285,30 @@ where
         if !compared {
             self.keep_everything()?;
         }
+        self.records.kv_mut().put(Table::Meta, Meta::COMPARED, &self.now.0.to_be_bytes())?;
         self.keep_what_was_written_within()?;
         self.records.commit()?;
         self.walk_again_from(&[]);
         self.work_at = Some(self.now);
         self.scan_everything();
         self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// Was this member put back, and compared its records so short a while ago that it may have been with one who was put back
+    /// as well and had not noticed it yet?
+    pub(crate) fn compared_lately(&self) -> Result<bool> {
+        let at = self.records.kv().get(Table::Meta, Meta::COMPARED)?;
+        let at = at.map(|bytes| tables::read_number(&bytes)).transpose()?;
+        Ok(at.is_some_and(|at| at.abs_diff(self.now.0) < COMPARED_LATELY))
+    }
+
+    /// Compares its records once more, under the id that it has.
+    pub(crate) fn compare_again(&mut self) -> Result<()> {
+        self.records.begin()?;
+        self.phase = Phase::Returning;
+        self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        self.records.commit()?;
+        Ok(())
     }
 
     /// Others may have deleted some of what is here and forgotten that, and be put back to a state after it: then nobody would

@@ -535,6 +535,8 @@ where
             // Somebody else knows that we were rolled back before we do; the image may be older than that.
             let point = self.newest_mark_before(closed.sequence.0.saturating_add(1))?;
             self.take_fresh_id(Some(point))?;
+        } else if self.phase == Phase::Normal && self.compared_lately()? {
+            self.compare_again()?;
         }
         self.close_all("replica ids were closed; the link is opened anew");
         Ok(true)

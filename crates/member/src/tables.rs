@@ -52,6 +52,8 @@ impl Meta {
     pub(crate) const FORMER: &'static [u8] = b"member.former";
     /// What the numbers of this replica id passed over, see [`Gap`].
     pub(crate) const GAPS: &'static [u8] = b"member.gaps";
+    /// When this member, put back, had compared its records with a partner: microseconds since 1970, 8 bytes.
+    pub(crate) const COMPARED: &'static [u8] = b"member.compared";
     /// Closed replica ids: versions of 24 bytes.
     pub(crate) const CLOSED: &'static [u8] = b"member.closed";
     /// Own marks: prefix, then highest, 8 bytes big-endian.

@@ -10,6 +10,8 @@ use anabranch_model::Uid;
 use anabranch_net::message::Message;
 use anabranch_volume::simulated::{DiskConfig, Mode};
 use anabranch_model::{Hlc, ReplicaId, Uid};
+use anabranch_member::{Input, Limits, LinkId, Partner, Phase};
+use anabranch_model::{Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
 use anabranch_net::message::{Mark, Message};
 use anabranch_volume::simulated::DiskConfig;
 use couple::{Couple, settle};
@@ -62,6 +64,19 @@ fn disconnect(couple: &mut Couple) {
     while !couple.queue.is_empty() {
         couple.step();
     }
+}
+
+/// Whoever is told that a replica id was closed closes its links.
+fn connect_anew(couple: &mut Couple) {
+    for _ in 0..4 {
+        disconnect(couple);
+        couple.connect();
+        connect_back(couple);
+        while !couple.queue.is_empty() {
+            couple.step();
+        }
+    }
+    settle(couple);
 }
 
 /// All that is due for so many seconds. Of what the first one holds nothing is given to the second.
@@ -222,4 +237,43 @@ fn who_is_put_back_notices_it_by_what_somebody_knows_who_heard_it_from_others() 
         couple.step();
         assert_eq!(own(&couple).0 != id, later, "later than the image: {later}");
     }
+}
+
+/// The first one was put back and has compared its records with the second. Then it hears that another one had been put back
+/// as well: what the second one said may have come from that one, of before something was deleted.
+#[test]
+fn who_compared_itself_with_somebody_who_had_been_put_back_too_does_so_again() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+    couple.connect();
+    connect_back(&mut couple);
+    settle(&mut couple);
+    let first = couple.members[0].fs.clone();
+    let (disk, database) = (first.image(), couple.members[0].database.committed());
+    first.write(b"g", b"later than the image").unwrap();
+    settle(&mut couple);
+    disconnect(&mut couple);
+    couple.members[0].replica = None;
+    first.restore(&disk);
+    couple.members[0].database = database;
+    couple.restart_at(0, Limits::default());
+    let phase = |couple: &Couple| couple.members[0].replica.as_ref().unwrap().phase();
+    assert!((0..1_000).any(|_| couple.step() && phase(&couple) == Phase::Returning), "it does not notice");
+    connect_anew(&mut couple);
+    assert_eq!(phase(&couple), Phase::Normal);
+    let open = Message::Open {
+        member: "m1".into(),
+        replica: ReplicaId([99; 16]),
+        echo: Mark::default(),
+        known: Knowledge::default(),
+        closed: vec![Version { replica: ReplicaId([98; 16]), sequence: Sequence(1) }],
+        clock: Hlc(couple.now),
+        names: String::new(),
+    };
+    couple.queue.push_back((0, Input::LinkUp(LinkId(2_000), Partner::Downstream)));
+    couple.queue.push_back((0, Input::Received(LinkId(2_000), open)));
+    couple.step();
+    couple.step();
+    assert_eq!(phase(&couple), Phase::Returning);
+    connect_anew(&mut couple);
+    assert_eq!(phase(&couple), Phase::Normal);
 }
