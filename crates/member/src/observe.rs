@@ -317,10 +317,11 @@ where
         self.later.entry((parent, name.to_vec())).or_insert(Hlc(self.now.0 + self.config.limits.retry));
     }
 
-    /// Has another node the name of this one? Then it is elsewhere or gone, and no look at its name tells.
+    /// Has another node the name of this one, or had it and left it? Then it is elsewhere or gone, and no look at its name
+    /// tells.
     fn displaced(&self, node: &Node) -> Result<bool> {
         let named = node.id != ROOT_NODE && node.id != nodes::STAGING_NODE;
-        Ok(named && nodes::at(self.records.kv(), node.parent, &node.name)?.is_some_and(|other| other.id != node.id))
+        Ok(named && nodes::at(self.records.kv(), node.parent, &node.name)?.is_none_or(|found| found.id != node.id))
     }
 
     /// As [`Self::again_later`], of what a node stands for.
