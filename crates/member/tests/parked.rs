@@ -1,13 +1,14 @@
-//! Directories that were put aside into staging for a moment, when the daemon dies in that moment: what a user wrote in them
-//! shortly before is in nobody's records, and no name leads to them.
+//! Directories that are not where the database has them. Those that were put aside into staging for a moment, when the daemon
+//! dies in that moment: what a user wrote in them shortly before is in nobody's records, and no name leads to them. And those
+//! whose move cannot be recorded yet.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
 mod couple;
 
 use anabranch_member::Limits;
-use anabranch_volume::simulated::DiskConfig;
-use couple::{Couple, expect_known, settle};
+use anabranch_volume::simulated::{DiskConfig, Mode};
+use couple::{Couple, expect_equal, expect_known, settle};
 
 fn start() -> Couple {
     let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
@@ -65,4 +66,33 @@ fn what_was_written_in_a_directory_that_was_put_aside_is_found_after_the_daemon_
         after += 1;
     }
     assert!(put_aside > 0, "in none of {after} steps was a directory put aside");
+}
+
+/// A directory is elsewhere by now, and waits there for a file that is in use: a new one that takes its name is another one.
+#[test]
+fn a_directory_whose_move_waits_is_not_continued_by_what_takes_its_name() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        fs.mkdir(b"site").unwrap();
+        fs.mkdir(b"site/x").unwrap();
+        fs.write(b"site/x/old", b"old").unwrap();
+        fs.write(b"a", b"file").unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    let first = couple.members[0].fs.clone();
+    let user = first.user_open(b"a", Mode::Update).unwrap();
+    first.user_put(user, None, b"more");
+    first.swap(b"site", b"a").unwrap();
+    first.rename(b"site", b"in use").unwrap();
+    first.mkdir(b"site").unwrap();
+    first.write(b"site/x", b"new").unwrap();
+    couple.hear();
+    let recorded = (0..200).filter(|_| couple.step()).count();
+    assert!(recorded > 0);
+    first.user_close(user);
+    settle(&mut couple);
+    expect_equal(&couple, "once the file is closed");
+    assert_eq!(first.read(b"site/x").unwrap().bytes(), b"new");
+    assert_eq!(first.read(b"a/x/old").unwrap().bytes(), b"old");
+    assert_eq!(couple.members[0].replica.as_ref().unwrap().counters().unseen, 0);
 }

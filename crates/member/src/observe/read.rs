@@ -191,8 +191,9 @@ where
                 }
             }
             let stays = |f: &Found<F::Dir>| {
-                let continued =
-                    |o: &Node| o.is_dir() == (f.stat.kind == Kind::Directory) && (!o.is_dir() || f.moved.is_none());
+                // A file goes on under its name wherever its object is. A directory that is not nowhere is somewhere else: what
+                // lies in it is not in this one.
+                let continued = |o: &Node| !o.is_dir() && f.stat.kind != Kind::Directory;
                 f.occupant.as_ref().is_some_and(|o| !batch.gone.contains_key(&o.id) && !continued(o))
             };
             let mut drop: Vec<_> =
