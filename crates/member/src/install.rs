@@ -1232,9 +1232,8 @@ where
                     batch.moved.insert(node.id);
                 }
                 Ok(None) => {
-                    // The stamp may not show it (two changes within a tick of the clock): never equal to a real one, it
-                    // makes the comparison read.
-                    let doubted = Node { stamp: FileStamp::default(), ..node.clone() };
+                    // The stamp may not show it: two changes within a tick of the clock.
+                    let doubted = Node { stamp: FileStamp::doubted(node.stamp.mtime), ..node.clone() };
                     nodes::put(self.records.kv_mut(), Some(&node), &doubted)?;
                     self.local_change(node.parent, &node.name);
                     return Ok(Looked::Wait(Waiting::LocalChange));

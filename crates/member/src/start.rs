@@ -454,6 +454,7 @@ where
             Some(attributes) => attributes,
             None => applied.map(|f| f.value.clone()).unwrap_or_default(),
         };
+        let mtime = facet.map(|f| f.mtime).or(here.as_ref().map(|stat| stat.stamp.mtime)).unwrap_or_default();
         let kind = match &value {
             Content::File { .. } => Kind::File,
             Content::Symlink { .. } => Kind::Symlink,
@@ -468,8 +469,8 @@ where
             uid: Some(intent.uid),
             kind,
             object: intent.object.clone(),
-            // Never equal to a real one: the comparison that follows reads the bytes.
-            stamp: FileStamp::default(),
+            // The comparison that follows reads the bytes. Another time than that of the content is a user's.
+            stamp: FileStamp::doubted(mtime),
             content: Some(OnDisk {
                 value,
                 bytes: Some(facet.map_or(intent.version, |f| f.bytes.version)),

@@ -5,7 +5,7 @@
 mod couple;
 
 use anabranch_member::{Input, Limits};
-use anabranch_model::Sequence;
+use anabranch_model::{Sequence, Timestamp};
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
 use couple::{Change, Couple, expect_equal, settle};
 
@@ -133,4 +133,35 @@ fn what_could_not_be_opened_to_be_made_durable_is_not_durable() {
     couple.restart(Limits::default());
     settle(&mut couple);
     expect_equal(&couple, "after the power cut");
+/// What an install put in place just before the daemon ended has the time that it was given. A touch of somebody else may come
+/// before it can be looked at again, and is the later one.
+#[test]
+fn a_time_that_was_installed_before_a_stop_is_no_users_touch() {
+    let mut put_in_place = 0;
+    for after in 0..200 {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+        couple.connect();
+        settle(&mut couple);
+        let [first, second] = [0, 1].map(|at| couple.members[at].fs.clone());
+        first.write(b"f", b"two").unwrap();
+        second.power().cut_after(after);
+        settle(&mut couple);
+        if second.power().is_on() {
+            assert!(put_in_place > 0, "in none of {after} steps was it in place");
+            return;
+        }
+        couple.members[1].replica = None;
+        second.process_died();
+        put_in_place += usize::from(second.read(b"f").unwrap().bytes() == b"two");
+        second.faults(|f| f.set(Call::SyncFile, Fault::Io, 1_000_000));
+        couple.restart(Limits::default());
+        let touch: Change<'_> =
+            &|fs| fs.touch(b"f", Some(Timestamp { seconds: 1_800_000_000, nanoseconds: 0 })).unwrap();
+        act(&mut couple, touch);
+        second.faults(Faults::clear);
+        settle(&mut couple);
+        expect_equal(&couple, &format!("died after step {after}"));
+        assert_eq!(second.tree()[&b"f"[..]].mtime, first.tree()[&b"f"[..]].mtime, "died after step {after}");
+    }
+    panic!("it is never done");
 }

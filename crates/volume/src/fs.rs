@@ -42,6 +42,14 @@ pub struct FileStamp {
     pub cookie: u64,
 }
 
+impl FileStamp {
+    /// Equal to no real one, so that a comparison reads what it is of. Its mtime stays: what differs from that was touched.
+    #[must_use]
+    pub fn doubted(mtime: Timestamp) -> Self {
+        Self { mtime, ..Self::default() }
+    }
+}
+
 /// One look at an entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Stat {
