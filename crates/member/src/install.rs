@@ -1576,11 +1576,11 @@ where
     fn sync_node_dir(&mut self, id: NodeId) -> Result<io::Result<()>> {
         // A directory that was removed since leaves nothing to be made durable but the entry that led to it.
         let removed = id != ROOT_NODE && nodes::get(self.records.kv(), id)?.is_none();
-        Ok(match self.dir_to_sync(id)? {
-            _ if removed => Ok(()),
-            Ok(Some(dir)) => self.fs.sync_dir(&dir),
-            Ok(None) => self.fs.sync_all(),
-            Err(error) => Err(error),
+        Ok(match self.dir(id)? {
+            Some(dir) => self.fs.sync_dir(&dir),
+            None if removed => Ok(()),
+            // It cannot be opened now, or people moved it meanwhile: an error is not an absence.
+            None => self.fs.sync_all(),
         })
     }
 

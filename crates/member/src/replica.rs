@@ -786,15 +786,6 @@ where
         Ok(Ok(Some(dir)))
     }
 
-    /// A directory in which something is to be made durable. `None`: only a sync of everything does that, since people moved
-    /// it meanwhile, or do not let it be entered. What cannot be opened now is not durable: an error says nothing.
-    pub(crate) fn dir_to_sync(&mut self, id: NodeId) -> Result<io::Result<Option<F::Dir>>> {
-        Ok(match self.open_node(id)? {
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(None),
-            opened => opened,
-        })
-    }
-
     /// The number for a new node: never one that another node had while this replica is open.
     pub(crate) fn new_node_id(&mut self) -> NodeId {
         let id = self.node_floor;

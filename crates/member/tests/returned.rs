@@ -4,16 +4,10 @@
 
 mod couple;
 
-use anabranch_member::{Input, Limits, Phase};
-use anabranch_member::{Input, Limits, LinkId, Partner};
-use anabranch_model::Uid;
-use anabranch_net::message::Message;
-use anabranch_volume::simulated::{DiskConfig, Mode};
-use anabranch_model::{Hlc, ReplicaId, Uid};
 use anabranch_member::{Input, Limits, LinkId, Partner, Phase};
 use anabranch_model::{Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
 use anabranch_net::message::{Mark, Message};
-use anabranch_volume::simulated::DiskConfig;
+use anabranch_volume::simulated::{DiskConfig, Mode};
 use couple::{Couple, settle};
 
 /// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
@@ -197,6 +191,8 @@ fn what_was_forgotten_and_is_replaced_lies_where_its_manifest_entry_says() {
     let item = kept.iter().find(|item| item.reason.word() == "pre-existing").unwrap();
     assert_eq!(replica.restore(item.number).unwrap().unwrap(), "f.restored-1-1");
     assert_eq!(second.read(b"f.restored-1-1").unwrap().bytes(), b"one");
+}
+
 /// A third one, which was never connected with the one that is put back, knows what that one issued after its image, or only
 /// what is in the image. Meanwhile that one has issued later numbers.
 #[test]

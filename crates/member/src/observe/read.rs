@@ -312,11 +312,8 @@ where
         let modified = batch.modified.iter().filter(|m| !m.dropped && m.stat.kind == Kind::File);
         let modified = modified.map(|m| (Parent::Node(m.node.parent), m.node.name.clone()));
         for (parent, name) in found.chain(modified) {
-            let dir = match self.found_dir_to_sync(batch, parent)? {
-                Ok(Some(dir)) => dir,
-                Ok(None) => return Ok(self.fs.sync_all()),
-                Err(error) => return Ok(Err(error)),
-            };
+            // What cannot be opened now, or was moved meanwhile, is made durable with everything: an error is not an absence.
+            let Some(dir) = self.found_dir(batch, parent)? else { return Ok(self.fs.sync_all()) };
             let synced = match self.fs.open_file(&dir, &name) {
                 Ok(file) => self.fs.sync_file(&file),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -337,22 +334,17 @@ where
             if let Parent::Node(id) = parent {
                 dirs.remove(&id);
             }
-            let synced = match self.found_dir_to_sync(batch, parent)? {
-                Ok(Some(dir)) => self.fs.sync_dir(&dir),
-                Ok(None) => return Ok(self.fs.sync_all()),
-                Err(error) => Err(error),
-            };
-            if synced.is_err() {
-                return Ok(synced);
+            let Some(dir) = self.found_dir(batch, parent)? else { return Ok(self.fs.sync_all()) };
+            if let Err(error) = self.fs.sync_dir(&dir) {
+                return Ok(Err(error));
             }
         }
         let mut open = Vec::new();
         // What was in a directory that is gone itself is gone with it.
         for id in dirs.into_iter().filter(|id| !batch.gone.contains_key(id)) {
-            match self.dir_to_sync(id)? {
-                Ok(Some(dir)) => open.push(dir),
-                Ok(None) => return Ok(self.fs.sync_all()),
-                Err(error) => return Ok(Err(error)),
+            match self.dir(id)? {
+                Some(dir) => open.push(dir),
+                None => return Ok(self.fs.sync_all()),
             }
         }
         let unsynced = |(at, f): &(usize, &Found<F::Dir>)| !f.dropped && !done.contains(&Parent::Found(*at));
@@ -366,14 +358,6 @@ where
             }
         }
         Ok(Ok(()))
-    }
-
-    /// As [`Self::dir_to_sync`], of a directory that may have just been found.
-    fn found_dir_to_sync(&mut self, batch: &Batch<F::Dir>, parent: Parent) -> Result<io::Result<Option<F::Dir>>> {
-        match parent {
-            Parent::Node(id) => self.dir_to_sync(id),
-            Parent::Found(at) => Ok(Ok(batch.found.get(at).and_then(|f| f.dir.clone()))),
-        }
     }
 }
 
