@@ -114,30 +114,6 @@ fn directories_that_could_not_be_made_durable_are_no_users_own() {
     );
 }
 
-#[test]
-fn what_could_not_be_opened_to_be_made_durable_is_not_durable() {
-    for seed in 0..16 {
-        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| fs.mkdir(b"desk").unwrap());
-        couple.connect();
-        settle(&mut couple);
-        couple.members[1].fs.faults(|f| f.set(Call::OpenDir, Fault::Io, 300_000));
-        for number in 0..12 {
-            let path = format!("desk/made {number}");
-            act(&mut couple, &|fs| {
-                fs.mkdir(path.as_bytes()).unwrap();
-                fs.chmod(path.as_bytes(), 0o750).unwrap();
-            });
-        }
-        couple.members[1].fs.faults(Faults::clear);
-        couple.members[1].fs.power().cut_after(0);
-        drop(couple.members[1].fs.crash(seed));
-        couple.disconnect();
-        couple.restart(Limits::default());
-        settle(&mut couple);
-        expect_equal(&couple, &format!("after power cut {seed}"));
-    }
-}
-
 /// What an install put in place just before the daemon ended has the time that it was given. A touch of somebody else may come
 /// before it can be looked at again, and is the later one.
 #[test]
