@@ -210,8 +210,15 @@ where
             Parent::Node(id) => self.node_uid(id).ok().flatten(),
             Parent::Found(p) => batch.found.get(p).and_then(|p| p.uid),
         };
+        let parent = parent.and_then(|parent| self.shown_in_its_place(parent).ok());
         let shown = self.records.shown(uid).ok().flatten();
         shown.is_some_and(|s| Some(s.parent) == parent && s.name == found.name)
+    }
+
+    /// The directory as which one is shown. What of several that are one lies on the disk may be any of them: for a moment, or since
+    /// what was done about it could not be noted.
+    fn shown_in_its_place(&self, uid: Uid) -> Result<Uid> {
+        Ok(self.records.shown_as(uid)?.unwrap_or(uid))
     }
 
     /// Did we make it or move it there ourselves, and could not make that durable? Then the UID for which we did.
@@ -221,7 +228,9 @@ where
             Parent::Node(id) => self.node_uid(id).ok().flatten(),
             Parent::Found(above) => batch.found.get(above).and_then(|above| above.uid),
         };
-        (within == Some(put.within) && found.name.bytes() == put.name).then_some(put.uid)
+        let within = self.shown_in_its_place(within?).ok()?;
+        let there = within == self.shown_in_its_place(put.within).ok()? && found.name.bytes() == put.name;
+        there.then_some(put.uid)
     }
 
     /// Was it put there by our own exchange with what the view shows where it was?
@@ -345,7 +354,8 @@ where
         let swapped = found.swapped;
         let uid = match uid {
             Some(uid) => {
-                let in_place = self.records.shown(uid)?.is_some_and(|s| s.parent == parent && s.name == name);
+                let within = self.shown_in_its_place(parent)?;
+                let in_place = self.records.shown(uid)?.is_some_and(|s| s.parent == within && s.name == name);
                 if swapped {
                     self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
                     self.due_now(uid);
@@ -743,11 +753,31 @@ where
             }
             // A directory that the view does not show is not there as it should be: taken out by ourselves, before a crash
             // or a failed sync, or emptied into another.
-            if !node.is_dir() || self.records.shown(uid)?.is_some() {
+            if node.is_dir() && self.part_in_its_place(batch, uid)? {
+                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                self.due_now(uid);
+            } else if !node.is_dir() || self.records.shown(uid)?.is_some() {
                 self.records.remove_from(self.now, uid, seen.as_ref())?;
             }
         }
         Ok(())
+    }
+
+    /// Does one that is shown as this directory lie where the view shows it? Then this one was emptied into that, which could
+    /// not be noted, and its going is nobody's removal of what is still there.
+    fn part_in_its_place(&self, batch: &Batch<F::Dir>, uid: Uid) -> Result<bool> {
+        let Some(shown) = self.records.shown(uid)? else { return Ok(false) };
+        let parent = match shown.parent {
+            Uid::ROOT => Some(ROOT_NODE),
+            above => nodes::of(self.records.kv(), above)?.map(|node| node.id),
+        };
+        let Some(parent) = parent else { return Ok(false) };
+        let there = nodes::at(self.records.kv(), parent, shown.name.bytes())?;
+        let Some(there) = there.filter(|n| n.is_dir() && !batch.gone.contains_key(&n.id)) else { return Ok(false) };
+        match there.uid.filter(|other| *other != uid) {
+            Some(other) => Ok(self.records.shown_as(other)? == Some(uid)),
+            None => Ok(false),
+        }
     }
 
     /// A file whose name was taken over keeps its bytes under its new name as a thing of its own.
