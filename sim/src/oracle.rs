@@ -85,6 +85,11 @@ pub(crate) struct Oracle {
     files: Vec<File>,
     /// What each member's users ended last: path, file, and when.
     ended_last: BTreeMap<usize, (Vec<u8>, usize, u64)>,
+    /// From which names each member's users moved which file, and when last: what takes such a name soon after goes on with
+    /// that file (design, section 5), as when an editor puts the old text aside and writes the new one under its name.
+    vacated: BTreeMap<(usize, Vec<u8>), (usize, u64)>,
+    /// For how long, microseconds.
+    name_memory: u64,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -125,18 +130,27 @@ impl AtRest {
 }
 
 impl Oracle {
+    /// Nothing was done yet. `name_memory`: for how long a name that was vacated is continued, microseconds.
+    pub(crate) fn new(name_memory: u64) -> Self {
+        Self { name_memory, ..Self::default() }
+    }
+
+    /// The file that had this name until a short while ago, and was moved away here.
+    fn vacated(&self, member: usize, path: &[u8], now: u64) -> Option<usize> {
+        let (file, when) = self.vacated.get(&(member, path.to_vec()))?;
+        (when + self.name_memory > now).then_some(*file)
+    }
+
     /// A user did this. `elsewhere` says whether a content is on any other disk.
     pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed, elsewhere: &dyn Fn(&Thing) -> bool) {
         match deed {
             Deed::Finished { path, content } => {
                 let goes_on = self.ended_last.remove(&member).filter(|(ended, ..)| *ended == path);
-                let file = goes_on.map_or_else(
-                    || {
-                        self.files.push(File::default());
-                        self.files.len() - 1
-                    },
-                    |(_, file, _)| file,
-                );
+                let goes_on = goes_on.map(|(_, file, _)| file).or_else(|| self.vacated(member, &path, now));
+                let file = goes_on.unwrap_or_else(|| {
+                    self.files.push(File::default());
+                    self.files.len() - 1
+                });
                 let fate = self.fates.entry(content).or_default();
                 fate.file = file;
                 fate.name = split(&path).1.to_vec();
@@ -177,14 +191,17 @@ impl Oracle {
 
     /// A user gave what holds this another path: `itself`, or a directory that it is in.
     pub(crate) fn moved(&mut self, member: usize, now: u64, content: Thing, path: Vec<u8>, itself: bool) {
+        let vacated = self.vacated(member, &path, now);
         let fate = self.fates.entry(content).or_default();
         fate.movers.insert(member);
         if itself {
             fate.name = split(&path).1.to_vec();
+            self.vacated.insert((member, fate.path.clone()), (fate.file, now));
             // What takes a name goes on with the file that had it until then.
             let before = self.ended_last.get(&member);
-            if let Some((_, file, _)) = before.filter(|(ended, _, when)| *ended == path && *when == now) {
-                fate.file = *file;
+            let before = before.filter(|(ended, _, when)| *ended == path && *when == now).map(|(_, file, _)| *file);
+            if let Some(file) = before.or(vacated) {
+                fate.file = file;
             }
             if let Some(file) = self.files.get_mut(fate.file) {
                 file.movers.insert(member, now);
@@ -561,4 +578,46 @@ pub(crate) fn show(content: &Thing) -> String {
     let text = bytes[..bytes.len().min(24)].escape_ascii();
     let kind = if content.is_link() { "link to " } else { "" };
     if bytes.len() > 24 { format!("{kind}\"{text}…\" ({} bytes)", bytes.len()) } else { format!("{kind}\"{text}\"") }
+}
+
+#[cfg(test)]
+mod tests {
+    use anabranch_volume::simulated::{DiskConfig, SimClock};
+
+    use super::*;
+
+    /// One user puts the old text aside, writes the new one under its name, and removes it; another one moves the file meanwhile,
+    /// which holds the old text for him. How often it is held against the program that the new one is there.
+    fn held_against(name_memory: u64) -> usize {
+        let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+        let write = |bytes: &[u8]| {
+            assert!(fs.write(b"letter", bytes).is_ok());
+            fs.tree().remove(&b"letter"[..]).and_then(|entry| entry.content)
+        };
+        let (Some(old), Some(new)) = (write(b"old"), write(b"new")) else { return usize::MAX };
+        let finished = |content: &Thing| Deed::Finished { path: b"letter".to_vec(), content: content.clone() };
+        let mut oracle = Oracle::new(name_memory);
+        oracle.deed(1, 10, finished(&old), &|_| true);
+        oracle.moved(1, 20, old.clone(), b"letter~".to_vec(), true);
+        oracle.deed(1, 30, finished(&new), &|_| true);
+        oracle.moved(0, 40, old, b"sent".to_vec(), true);
+        oracle.deed(1, 50, Deed::Ended { path: b"letter".to_vec(), content: new }, &|_| true);
+        let member = AtRest {
+            name: "hq0".into(),
+            tree: fs.tree(),
+            private: Tree::default(),
+            kept: Vec::new(),
+            versions: Vec::new(),
+            records: Vec::new(),
+        };
+        let mut out = Vec::new();
+        oracle.resurrected(&[member], &mut out);
+        out.len()
+    }
+
+    #[test]
+    fn what_takes_a_name_soon_goes_on_with_the_file_that_left_it() {
+        assert_eq!(held_against(15_000_000), 0);
+        assert_eq!(held_against(5), 1);
+    }
 }

@@ -432,19 +432,34 @@ impl Crowd {
             }
         };
         self.done += 1;
-        if let (Ok(()), Op::Rename(_, to)) = (&result, op) {
-            let below = |at: &Path| at == to || (at.starts_with(to) && at.get(to.len()) == Some(&b'/'));
-            let tree = fs.tree().into_iter().filter(|(at, _)| below(at));
-            self.moved.extend(tree.filter_map(|(at, entry)| {
-                let itself = at == *to;
-                Some((entry.content?, at, itself))
-            }));
+        if result.is_ok() {
+            self.note_moved(fs, op);
         }
         if self.prints {
             let said = result.as_ref().err().map_or(String::new(), |e| format!(" -> {e}"));
             self.log.push(format!("member {} user: {}{said}", self.member, show(op)));
         }
         result
+    }
+
+    /// Notes which contents an operation gave another path. Two files that change places leave each name with the file that it
+    /// had, which has another content then.
+    fn note_moved(&mut self, fs: &SimFs, op: &Op) {
+        let tree = fs.tree();
+        let places = match op {
+            Op::Rename(_, to) => vec![to],
+            Op::Swap(one, other) => {
+                let file = |path: &Path| tree.get(path).is_some_and(|entry| entry.content.is_some());
+                if file(one) && file(other) { Vec::new() } else { vec![one, other] }
+            }
+            _ => return,
+        };
+        for (at, entry) in &tree {
+            let below = |to: &&&Path| at == **to || (at.starts_with(to) && at.get(to.len()) == Some(&b'/'));
+            if let (Some(content), Some(to)) = (&entry.content, places.iter().find(below)) {
+                self.moved.push((content.clone(), at.clone(), at == *to));
+            }
+        }
     }
 
     /// Notes which contents an operation gives another place or other attributes.

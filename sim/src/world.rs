@@ -180,12 +180,13 @@ impl<'a> World<'a> {
         let members = (0..plan.members).map(|number| new_member(&plan, number, print, &mut rng)).collect();
         let connections =
             plan.pairs().into_iter().flat_map(|(a, b)| [Connection::new(a, b), Connection::new(b, a)]).collect();
+        let oracle = Oracle::new(plan.name_memory);
         let mut world = Self {
             plan,
             now: 0,
             members,
             connections,
-            oracle: Oracle::default(),
+            oracle,
             counters: Counters::default(),
             violations: Vec::new(),
             trace: Trace::new(print),
