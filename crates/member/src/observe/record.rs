@@ -843,16 +843,17 @@ where
             let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { continue };
             let mut node = old.clone();
             node.stamp = modified.stat.stamp;
-            if let Some((value, provisional)) = &modified.content
-                && node.content.as_ref().is_none_or(|c| c.value != *value)
-            {
-                node.content = Some(OnDisk {
-                    value: value.clone(),
-                    bytes: None,
-                    version: Version::default(),
-                    history: Knowledge::default(),
-                    provisional: *provisional,
-                });
+            match (&modified.content, &mut node.content) {
+                // A touch: the recorded time is put back.
+                (Some((value, _)), Some(content)) if content.value == *value => {
+                    if old.stamp.mtime != node.stamp.mtime {
+                        content.version = Version::default();
+                    }
+                }
+                (Some((value, provisional)), content) => {
+                    *content = Some(crate::adopt::candidate(value.clone(), *provisional));
+                }
+                (None, _) => {}
             }
             if let Some(attributes) = &modified.attributes
                 && node.attributes != *attributes
