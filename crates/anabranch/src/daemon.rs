@@ -78,6 +78,7 @@ impl Daemon {
     /// Runs until a signal to end comes.
     pub(crate) async fn run(data: Data) -> Result<(), Failure> {
         let local = data.load()?;
+        raise_descriptors();
         let _lock = data.lock()?;
         let identity = Identity::load(&data.keys()).map_err(|e| Failure::usage(chain(&e)))?;
         let domain_id: FolderId = local
@@ -581,6 +582,18 @@ impl Daemon {
         rustix::fs::access(&real, rustix::fs::Access::WRITE_OK | rustix::fs::Access::EXEC_OK)
             .map_err(|e| format!("the daemon may not write there: {e}"))?;
         Ok(())
+    }
+}
+
+/// A batch has a descriptor of each of its directories: as many as the system lets this process have. Where that cannot be
+/// raised, what finds none waits and is tried again.
+fn raise_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let now = getrlimit(Resource::Nofile);
+    if now.current != now.maximum
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: now.maximum, maximum: now.maximum })
+    {
+        tracing::warn!(%error, limit = now.current, "cannot raise the number of descriptors");
     }
 }
 

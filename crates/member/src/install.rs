@@ -95,9 +95,10 @@ impl<File> ReadySet<File> {
         self.items.get(&uid)
     }
 
-    /// Takes what was written ahead for a content; its private file stays, as of one that waits in staging.
-    fn take_written(&mut self, uid: Uid) -> Option<(MadeFor, Prepared<File>)> {
-        if !matches!(self.items.get(&uid), Some(Ready::Written { .. })) {
+    /// Takes what was written ahead for just this content; its private file stays, as of one that waits in staging.
+    fn take_written(&mut self, uid: Uid, content: &Content) -> Option<(MadeFor, Prepared<File>)> {
+        let Content::File { hash: wanted, .. } = content else { return None };
+        if !matches!(self.items.get(&uid), Some(Ready::Written { hash, .. }) if hash == wanted) {
             return None;
         }
         let Some(Ready::Written { size, hash, made_for, prepared }) = self.remove(uid) else { return None };
@@ -1259,6 +1260,10 @@ where
         depth: usize,
     ) -> Result<Looked> {
         let uid = record.uid;
+        if matches!(facet.value, Content::Symlink { .. }) && self.ready.get(uid).is_some() {
+            // It was a file when that was fetched.
+            self.drop_content(uid)?;
+        }
         if let Content::File { size, hash } = &facet.value {
             if self.ready.get(uid).is_some_and(|r| r.hash() != hash) {
                 self.drop_content(uid)?;
@@ -1339,9 +1344,11 @@ where
 
     /// Writes the private files of a batch, on as many threads as the file system bears. What cannot be prepared waits.
     fn prepare_batch(&mut self, batch: &mut Batch<F>) -> Result<()> {
+        // Of many no descriptor is kept: a sync of everything makes them durable.
+        let few = batch.planned.len() < self.config.limits.sync_all_from;
         let (mut planned, mut prepared) = (Vec::new(), Vec::with_capacity(batch.planned.len()));
         for plan in std::mem::take(&mut batch.planned) {
-            match self.ready.take_written(plan.uid) {
+            match self.ready.take_written(plan.uid, &plan.facet.value) {
                 Some((made_for, written)) => {
                     let wanted = MadeFor::of(plan.facet.mtime, plan.wanted.as_ref());
                     let finished = if made_for == wanted { Ok(written) } else { self.finish_anew(&plan, written) };
@@ -1354,7 +1361,7 @@ where
         let (fs, staging, ready) = (&self.fs, &self.private.staging, &self.ready);
         let act = |plan: Planned<F>| {
             let prepared = prepare(fs, staging, &plan, ready.get(plan.uid));
-            (plan, prepared)
+            (plan, prepared.map(|prepared| prepared.keep_open(few)))
         };
         let mut rest = if threads > 1 && planned.len() >= HALVED_FROM {
             let rest = planned.split_off(planned.len() / 2);
@@ -1374,8 +1381,10 @@ where
             match prepared {
                 Ok(Prepared { private, stat, attributes, file }) => {
                     // A symlink has no descriptor by which it could be made durable alone.
-                    batch.unopened += usize::from(file.is_none());
-                    batch.files.extend(file);
+                    match file.filter(|_| few) {
+                        Some(file) => batch.files.push(file),
+                        None => batch.unopened += 1,
+                    }
                     let reason = match &plan.replaces {
                         Some(node) => self.replaced_reason(plan.uid, &plan.facet, node)?,
                         None => Reason::Overwritten,
@@ -1419,7 +1428,10 @@ where
     /// Finishes a private file that was written ahead for other attributes or another time than are wanted now.
     fn finish_anew(&self, plan: &Planned<F>, written: Prepared<F::File>) -> io::Result<Prepared<F::File>> {
         let Prepared { private, file, .. } = written;
-        let Some(file) = file else { return Err(io::ErrorKind::NotFound.into()) };
+        let file = match file {
+            Some(file) => file,
+            None => self.fs.open_private(&self.private.staging, &private)?,
+        };
         let wanted = plan.wanted.as_ref().map(|facet| &facet.value);
         let (stat, attributes) =
             self.fs.finish_private(&self.private.staging, &private, &file, wanted, plan.facet.mtime)?;

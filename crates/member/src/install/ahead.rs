@@ -24,6 +24,13 @@ pub(crate) struct Prepared<File> {
     pub(super) file: Option<File>,
 }
 
+impl<File> Prepared<File> {
+    /// With its descriptor, or without: of many files they would be more than a process may have.
+    pub(super) fn keep_open(self, keep: bool) -> Self {
+        Self { file: self.file.filter(|_| keep), ..self }
+    }
+}
+
 /// What a private file was finished with, beside its bytes.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct MadeFor {
@@ -93,11 +100,12 @@ impl<F: Fs, K: Kv> Replica<F, K> {
             self.ready.insert(*uid, Ready::Writing { size: bytes.len() as u64, hash: *hash });
         }
         let (fs, staging) = (self.fs.clone(), self.private.staging.clone());
+        let few = self.ready.len() < self.config.limits.sync_all_from;
         let written = self.beside.run(move || {
             let write = |a: Arrived| {
                 let wanted = a.wanted.as_ref().map(|facet| &facet.value);
                 let prepared = write_private(&fs, &staging, a.uid, &a.bytes, wanted, a.mtime);
-                (a, prepared)
+                (a, prepared.map(|prepared| prepared.keep_open(few)))
             };
             arrived.into_iter().map(write).collect::<Written<F::File>>()
         });
