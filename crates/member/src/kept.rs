@@ -98,7 +98,6 @@ where
             let page = tables::preserved(self.records.kv(), after, 1024)?;
             let Some(last) = page.last() else { break };
             after = last.number;
-            let mut removed = Vec::new();
             for item in page {
                 let class = usize::from(item.reason.unseen());
                 let young = class == 1 && item.when.0 + limits.unseen_age > self.now.0;
@@ -123,37 +122,15 @@ where
                     _ => {}
                 }
                 sums[class] = sums[class].saturating_sub(item.size);
-                removed.push(item);
-            }
-            if !self.removals_are_durable(&removed) {
-                (reclassed, self.purge_due) = (true, true);
-                break;
-            }
-            for item in removed {
                 tables::drop_preserved(self.records.kv_mut(), item.number)?;
                 let path = String::from_utf8_lossy(&item.path).into_owned();
                 self.report(EventKind::Purged, format!("{path} ({})", item.number));
             }
         }
         self.records.commit()?;
-        // What went over to *unseen*, or could not be removed for good, is counted anew.
+        // What went over to *unseen* is counted anew.
         self.preserved_bytes = (!reclassed).then_some(sums);
         Ok(())
-    }
-
-    /// Makes it durable that preserved files were removed. Their entries go only after that: with a power cut between the two
-    /// a file would be there without one, and be taken for something that nobody has seen.
-    fn removals_are_durable(&mut self, removed: &[Preserved]) -> bool {
-        for place in [Reason::Deleted, Reason::PreExisting] {
-            let here = |item: &Preserved| (item.reason == Reason::PreExisting) == (place == Reason::PreExisting);
-            if removed.iter().any(here)
-                && let Err(error) = self.fs.sync_dir(&self.preserved_dir(place))
-            {
-                self.report_once(EventKind::CannotInstall, format!("cannot purge: {error}"));
-                return false;
-            }
-        }
-        true
     }
 
     /// Bytes preserved, by class: *seen*, *unseen*.
@@ -208,7 +185,6 @@ where
             return Ok(());
         }
         self.records.begin()?;
-        let mut removed = Vec::new();
         for _ in 0..self.config.limits.batch_entries {
             let Some(mut lately) = self.lately.pop_front_if(|first| first.due <= self.now) else { break };
             let Some(item) = tables::preserved_one(self.records.kv(), lately.number)? else { continue };
@@ -216,26 +192,15 @@ where
             let same = again == Again::Settled
                 && lately.drop
                 && tables::preserved_one(self.records.kv(), item.number)?.as_ref() == Some(&item);
-            let gone =
-                |done: io::Result<()>| done.map_or_else(|error| error.kind() == io::ErrorKind::NotFound, |()| true);
-            if same && gone(self.fs.remove_file(&self.preserved_dir(item.reason), &item.file_name())) {
-                removed.push(item);
+            if same && self.fs.remove_file(&self.preserved_dir(item.reason), &item.file_name()).is_ok() {
+                tables::drop_preserved(self.records.kv_mut(), item.number)?;
+                self.preserved_bytes = None;
             }
             if again == Again::Later {
                 lately.wait = (lately.wait * 2).min(LOOK_AGAIN_MAX);
                 lately.due = Hlc(self.now.0 + lately.wait);
                 let at = self.lately.partition_point(|other| other.due <= lately.due);
                 self.lately.insert(at, lately);
-            }
-        }
-        let durable = self.removals_are_durable(&removed);
-        for item in removed {
-            if durable {
-                tables::drop_preserved(self.records.kv_mut(), item.number)?;
-                self.preserved_bytes = None;
-            } else {
-                let due = Hlc(self.now.0 + LOOK_AGAIN);
-                self.lately.push_back(Lately { due, number: item.number, wait: LOOK_AGAIN, stamp: None, drop: true });
             }
         }
         self.records.commit()?;
