@@ -203,14 +203,15 @@ impl Host {
         let close = Arc::clone(&outbox.close);
         let (gate, shorter) = (Arc::clone(&outbox.bytes), Arc::clone(&outbox.shorter));
         if self.commands.send(Command::LinkUp(id, partner, outbox)).await.is_ok() {
+            // However this ends: whoever dials may be stopped while the link stands.
+            let down = Down { id, commands: self.commands.clone(), runtime: self.runtime.clone() };
             let Link { receiver, sender, .. } = link;
             let read = self.read(id, receiver, first, &gate, &shorter);
             tokio::select! {
                 () = read => {}
                 () = close.notified() => {}
             }
-            // The folder may be gone already.
-            let _ = self.commands.send(Command::LinkDown(id)).await;
+            drop(down);
             drop(writer);
             let ended = tokio::time::timeout(Duration::from_secs(1), sender.ended()).await;
             sender.abort();
@@ -270,6 +271,23 @@ impl Host {
         {
             tracing::error!("a folder's thread did not end in order");
         }
+    }
+}
+
+/// Tells the folder's thread, when it is dropped, that a link is no more: what is asked of it is asked of others.
+struct Down {
+    id: LinkId,
+    commands: mpsc::Sender<Command>,
+    runtime: Handle,
+}
+
+impl Drop for Down {
+    fn drop(&mut self) {
+        let (id, commands) = (self.id, self.commands.clone());
+        self.runtime.spawn(async move {
+            // The folder may be gone already.
+            let _ = commands.send(Command::LinkDown(id)).await;
+        });
     }
 }
 
