@@ -11,11 +11,12 @@
 use std::collections::HashMap;
 
 use anabranch_engine::kv::Table;
+use foldhash::quality::RandomState;
 
 /// What a row costs beside its bytes: two boxes, and its place in the map.
 const ROW_BYTES: usize = 80;
 
-type Rows = HashMap<Box<[u8]>, Option<Box<[u8]>>>;
+type Rows = HashMap<Box<[u8]>, Option<Box<[u8]>>, RandomState>;
 
 /// See the module.
 #[derive(Debug)]
@@ -32,7 +33,7 @@ pub(crate) struct Cache {
 impl Cache {
     /// Holds about `max` bytes.
     pub(crate) fn new(max: usize) -> Self {
-        let none = || vec![Rows::new(); Table::ALL.len()];
+        let none = || vec![Rows::default(); Table::ALL.len()];
         Self { young: none(), old: none(), asked: vec![false; Table::ALL.len()], bytes: 0, max }
     }
 

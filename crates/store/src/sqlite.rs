@@ -37,7 +37,7 @@ const PAGE_BYTES: u32 = 8192;
 const CHECKPOINT_PAGES: u32 = 8000;
 const LOG_BYTES_KEPT: u32 = 128 << 20;
 /// Bytes that a transaction may have written and not yet given to SQLite.
-const PENDING_BYTES_MAX: usize = 1 << 20;
+const PENDING_BYTES_MAX: usize = 4 << 20;
 /// What a pending row costs beside its bytes.
 const PENDING_ROW_BYTES: usize = 64;
 /// So many pending rows are merged into the answer to a question about a range; where there are more, SQLite gets them.
@@ -534,7 +534,8 @@ mod tests {
         kv.db.pragma_update_and_check(None, "max_page_count", pages + 4, |_| Ok(())).unwrap();
         kv.begin().unwrap();
         kv.put(Table::Meta, b"fits", b"1").unwrap();
-        let full = kv.put(Table::Meta, b"too much", &[1; 1 << 20]).unwrap_err();
+        let too_much = 0..=u8::try_from(PENDING_BYTES_MAX >> 20).unwrap();
+        let full = too_much.into_iter().find_map(|row| kv.put(Table::Meta, &[row], &[1; 1 << 20]).err()).unwrap();
         assert!(!full.damaged, "{full:?}");
         assert!(!kv.put(Table::Meta, b"more", b"1").unwrap_err().damaged);
         assert!(!kv.commit().unwrap_err().damaged);
