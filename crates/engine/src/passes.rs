@@ -289,40 +289,51 @@ impl<K: Kv> Records<K> {
         self.set_cursor(upstream, cursor)
     }
 
-    /// Takes a complete pass in, in one step: what lies aside is merged, knowledge grows by the upstream's, the cursor moves to
-    /// `through`. Nothing happens if it carries a time more than `limit` microseconds after `now`.
+    /// Takes a complete pass in, in one step: what lies aside is merged, and `rows`, its last page; knowledge grows by the
+    /// upstream's, the cursor moves to `through`. Nothing happens if it carries a time more than `limit` microseconds after
+    /// `now`; roll back then. `rows` has at most one of each UID.
     ///
     /// # Errors
     /// [`KvError`]; then roll back.
     pub fn complete_pass(
         &mut self,
         upstream: ReplicaId,
+        rows: Vec<Record>,
         through: ChangeNumber,
         upstream_known: &Knowledge,
         now: Hlc,
         limit: u64,
     ) -> Result<PassEnd, KvError> {
-        self.complete_pass_with(upstream, through, upstream_known, now, limit, &mut |_| {})
+        self.complete_pass_with(upstream, rows, through, upstream_known, now, limit, &mut |_| {})
     }
 
     /// As [`Self::complete_pass`]; `each` is told what came of each record.
     ///
     /// # Errors
     /// [`KvError`]; then roll back.
+    #[expect(clippy::too_many_arguments, reason = "what a page says, and by which clock it is taken")]
     pub fn complete_pass_with(
         &mut self,
         upstream: ReplicaId,
+        mut rows: Vec<Record>,
         through: ChangeNumber,
         upstream_known: &Knowledge,
         now: Hlc,
         limit: u64,
         each: &mut dyn FnMut(&Taken),
     ) -> Result<PassEnd, KvError> {
+        let PassState { cursor, reached } = self.pass_state(upstream)?;
+        if reached != cursor {
+            // A row of the last page takes the place of what lies aside of its UID.
+            self.lay_aside_all(upstream, &rows)?;
+            rows.clear();
+        }
         let cursor = self.cursor(upstream)?;
         let latest_allowed = Hlc(now.0.saturating_add(limit));
         // What the cursor says may be of a row that its author has stamped anew since.
-        if cursor.clock > latest_allowed {
-            let clock = self.latest_aside(upstream)?;
+        if rows.iter().map(Record::clock).fold(cursor.clock, Hlc::max) > latest_allowed {
+            let here = rows.iter().map(|record| self.latest_unknown(record)).max().unwrap_or_default();
+            let clock = self.latest_aside(upstream)?.max(here);
             if clock > latest_allowed {
                 return Ok(PassEnd::AheadOfClock { clock });
             }
@@ -331,10 +342,14 @@ impl<K: Kv> Records<K> {
         self.arriving = upstream_known.clone();
         self.latest_allowed = Some(latest_allowed);
         self.merging_at = Some(now);
-        self.merge_aside(upstream, &mut |taken| {
+        let mut each = |taken: &Taken| {
             counts.count(taken);
             each(taken);
-        })?;
+        };
+        self.merge_aside(upstream, &mut each)?;
+        for record in rows {
+            self.merge_row(record, None, &mut each)?;
+        }
         self.settle()?;
         self.known.join(upstream_known);
         self.arriving = Knowledge::default();
@@ -362,17 +377,27 @@ impl<K: Kv> Records<K> {
             for (key, value) in rows {
                 let (_, record) = self.numbers.decode(&self.kv, &value)?;
                 self.kv.delete(Table::Aside, &key)?;
-                // Known, and without a record here: it was collected. It lies aside because the upstream had not done so yet
-                // when it sent the row, which may even be one of before the delete. Only a deleted directory can be live all
-                // the same, for the sake of something in it that was not known here.
-                let place = &record.placement.value;
-                let known =
-                    !(place.directory && place.deleted) && record.versions().all(|version| self.known.covers(version));
-                if !known || self.record(record.uid)?.is_some() {
-                    each(&self.merge_in(record, Some(value))?);
-                }
+                self.merge_row(record, Some(value), each)?;
             }
         }
+    }
+
+    /// Merges a row of a complete pass; `encoded` as of [`Self::merge_in`].
+    fn merge_row(
+        &mut self,
+        record: Record,
+        encoded: Option<Vec<u8>>,
+        each: &mut dyn FnMut(&Taken),
+    ) -> Result<(), KvError> {
+        // Known, and without a record here: it was collected. It is in the pass because the upstream had not done so yet
+        // when it sent the row, which may even be one of before the delete. Only a deleted directory can be live all
+        // the same, for the sake of something in it that was not known here.
+        let place = &record.placement.value;
+        let known = !(place.directory && place.deleted) && record.versions().all(|version| self.known.covers(version));
+        if !known || self.record(record.uid)?.is_some() {
+            each(&self.merge_in(record, encoded)?);
+        }
+        Ok(())
     }
 
     /// Replica ids that this member had: it stamps anew what they stamped in the future (see [`Self::restamp`]), so no pass
@@ -394,11 +419,16 @@ impl<K: Kv> Records<K> {
                     continue;
                 }
                 let (_, record) = self.numbers.decode(&self.kv, value)?;
-                let own = |w: &&Written| self.former.contains(&w.version.replica);
-                let unknown = record.written().filter(|w| !self.known.covers(w.version) && !own(w));
-                latest = unknown.map(|w| w.time.clock).max().unwrap_or_default().max(latest);
+                latest = self.latest_unknown(&record).max(latest);
             }
         }
+    }
+
+    /// The latest clock of a record's versions that are neither known here nor of this member.
+    fn latest_unknown(&self, record: &Record) -> Hlc {
+        let own = |w: &&Written| self.former.contains(&w.version.replica);
+        let unknown = record.written().filter(|w| !self.known.covers(w.version) && !own(w));
+        unknown.map(|w| w.time.clock).max().unwrap_or_default()
     }
 
     /// Some of what lies aside, from a key on.

@@ -1,6 +1,6 @@
 //! What the view shows: questions only.
 
-use anabranch_model::{Name, Uid, fold};
+use anabranch_model::{Name, Record, Uid, fold};
 
 use crate::keys;
 use crate::kv::{Kv, KvError, Table, after_prefix};
@@ -29,8 +29,19 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`KvError`]; the same holds for every question here.
     pub fn shown(&self, uid: Uid) -> Result<Option<Shown>, KvError> {
+        Ok(self.record_and_shown(uid)?.and_then(|(_, shown)| shown))
+    }
+
+    /// A record, and as [`Self::shown`] where it is shown: for who needs both, at the price of one.
+    pub fn record_and_shown(&self, uid: Uid) -> Result<Option<(Record, Option<Shown>)>, KvError> {
         let Some(record) = self.record(uid)? else { return Ok(None) };
-        let (place, derived) = (Place::of(&record), self.derived(uid)?);
+        let shown = self.shown_of(&record)?;
+        Ok(Some((record, shown)))
+    }
+
+    fn shown_of(&self, record: &Record) -> Result<Option<Shown>, KvError> {
+        let uid = record.uid;
+        let (place, derived) = (Place::of(record), self.derived(uid)?);
         let lost = derived.loser.is_some();
         if !(place.live || derived.kept) || derived.merged.is_some() || lost && self.settings.policy == Policy::Preserve
         {

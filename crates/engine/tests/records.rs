@@ -53,7 +53,7 @@ fn fetch(here: &mut Records<MemoryKv>, upstream: &Records<MemoryKv>) -> (ChangeN
 fn pull(here: &mut Records<MemoryKv>, upstream: &Records<MemoryKv>, now: Hlc) -> PassEnd {
     step(here, |here| {
         let (through, known) = fetch(here, upstream);
-        here.complete_pass(upstream.replica(), through, &known.unwrap(), now, LIMIT).unwrap()
+        here.complete_pass(upstream.replica(), Vec::new(), through, &known.unwrap(), now, LIMIT).unwrap()
     })
 }
 

@@ -102,12 +102,19 @@ fn run(seed: u64, policy: Policy, rule: Names, seen: &mut BTreeMap<&'static str,
             0 => records.forget(uid(random.below(things))).unwrap(),
             1..4 => {
                 // A pass, of which only the end counts.
+                let mut last_page = BTreeMap::new();
+                let at_once = random.below(2) == 0;
                 for part in 0..random.below(6) as u64 {
                     let record = record(&mut random, 100 * sequence + part, things, rule);
-                    records.lay_aside(OTHER, &aged(&mut random, record)).unwrap();
+                    let record = aged(&mut random, record);
+                    match at_once {
+                        true => drop(last_page.insert(record.uid, record)),
+                        false => records.lay_aside(OTHER, &record).unwrap(),
+                    }
                 }
-                let known = Knowledge::default();
-                let end = records.complete_pass(OTHER, ChangeNumber(sequence), &known, Hlc(0), u64::MAX).unwrap();
+                let (rows, known) = (last_page.into_values().collect(), Knowledge::default());
+                let through = ChangeNumber(sequence);
+                let end = records.complete_pass(OTHER, rows, through, &known, Hlc(0), u64::MAX).unwrap();
                 assert!(matches!(end, PassEnd::Complete(_)));
             }
             4 => {

@@ -256,7 +256,12 @@ where
         let attributes: std::result::Result<Vec<_>, _> = page.attributes.iter().map(|a| decode_attributes(a)).collect();
         let rows = attributes.and_then(|attributes| {
             let dictionary = Dictionary::new(page.replicas.clone(), attributes);
-            page.rows.iter().map(|row| decode_record(row, &dictionary)).collect::<std::result::Result<Vec<_>, _>>()
+            // With room from the start: a record is large, and a page has thousands of them.
+            let mut rows = Vec::with_capacity(page.rows.len());
+            for row in &page.rows {
+                rows.push(decode_record(row, &dictionary)?);
+            }
+            Ok(rows)
         });
         let rows = match rows {
             Ok(rows) => rows,
@@ -271,15 +276,13 @@ where
             return Ok(());
         }
         self.records.begin()?;
-        self.records.lay_aside_all(replica, &rows)?;
-        self.records.set_reached(replica, page.through)?;
         if let Some((mut known, mark)) = page.complete {
             Self::cap_closed(&tables::closed(self.records.kv())?, &mut known);
             let mut counts = self.counters.cases;
             let limit = if broken(Step::TimesAhead) { u64::MAX } else { self.config.limits.ahead };
             let former = self.former()?;
             self.records.set_former(former);
-            let end = self.records.complete_pass(replica, page.through, &known, self.now, limit)?;
+            let end = self.records.complete_pass(replica, rows, page.through, &known, self.now, limit)?;
             match end {
                 PassEnd::Complete(taken) => {
                     counts[0] += taken.old;
@@ -324,6 +327,8 @@ where
                 }
             }
         } else {
+            self.records.lay_aside_all(replica, &rows)?;
+            self.records.set_reached(replica, page.through)?;
             self.records.commit()?;
         }
         self.pull(id)?;

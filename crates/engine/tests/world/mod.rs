@@ -243,18 +243,17 @@ impl Replica {
                 let reached = records.pass_state(from).unwrap().reached;
                 let bytes = if limit.is_some() { 1 } else { PAGE_BYTES };
                 let page = upstream.page(reached, records.known(), bytes).unwrap();
-                for row in &page.rows {
-                    records.lay_aside(from, &decode_record(row, &page.dictionary).unwrap()).unwrap();
-                }
-                records.set_reached(from, page.through).unwrap();
+                let rows: Vec<_> = page.rows.iter().map(|row| decode_record(row, &page.dictionary).unwrap()).collect();
                 if let Some(known) = page.complete {
                     let each = &mut |taken: &anabranch_engine::Taken| {
                         lost.extend(taken.lost_content.as_ref().map(|c| value(&c.value)));
                     };
-                    let end = records.complete_pass_with(from, page.through, &known, now, u64::MAX, each);
+                    let end = records.complete_pass_with(from, rows, page.through, &known, now, u64::MAX, each);
                     assert!(matches!(end.unwrap(), PassEnd::Complete(_)));
                     break;
                 }
+                records.lay_aside_all(from, &rows).unwrap();
+                records.set_reached(from, page.through).unwrap();
             }
         });
         if !self.lags {
