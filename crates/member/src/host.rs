@@ -419,9 +419,12 @@ impl Body {
         let failed = |path: &Path, source| Stop::Private { path: path.display().to_string(), source };
         let fs = LinuxFs::open(root).map_err(|e| failed(root, e))?;
         let private = root.join(std::str::from_utf8(layout::PRIVATE_DIR).unwrap_or(".anabranch"));
-        match std::fs::DirBuilder::new().mode(0o700).create(&private) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(&private, error)),
-            _ => {}
+        let staging = private.join(std::str::from_utf8(layout::STAGING).unwrap_or("staging"));
+        for (path, above) in [(&private, root), (&staging, &private)] {
+            match std::fs::DirBuilder::new().mode(0o700).create(path) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                made => made.and_then(|()| std::fs::File::open(above)?.sync_all()).map_err(|e| failed(path, e))?,
+            }
         }
         let path = private.join(std::str::from_utf8(layout::DATABASE).unwrap_or("database"));
         let kv = match SqliteKv::open(&path, StoreOptions { cache_bytes: self.spec.cache_bytes }) {
@@ -436,7 +439,9 @@ impl Body {
             // Few directories: an event of anything else on its file system would cost more than their watches.
             WatchOptions { best: WatchKind::Inotify, ..WatchOptions::default() }
         } else {
-            WatchOptions { own: false, ..WatchOptions::default() }
+            // Nobody else makes anything there, and what comes out of it or goes into it is renamed.
+            let quiet = vec![[layout::PRIVATE_DIR, b"/", layout::STAGING].concat()];
+            WatchOptions { own: false, quiet, ..WatchOptions::default() }
         };
         let (watcher, kind) = Watcher::start(&fs, watch).map_err(|e| failed(root, e))?;
         let mut config = self.spec.config.clone();

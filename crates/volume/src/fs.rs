@@ -175,6 +175,11 @@ pub trait Fs: Clone + Send + Sync + 'static {
 
     /// Makes a new file, mode 0600, for writing and reading; `AlreadyExists` where the name is taken.
     fn create_file(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
+    /// As [`Self::create_file`], with these permission bits from the start where that saves a call; whoever asks sets them
+    /// in the end all the same.
+    fn create_file_for(&self, dir: &Self::Dir, name: &[u8], _mode: u32) -> io::Result<Self::File> {
+        self.create_file(dir, name)
+    }
     /// Opens a private file of ours again for writing.
     fn open_private(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
     /// Writes all of `bytes` at an offset, or fails.

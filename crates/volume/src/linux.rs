@@ -16,6 +16,7 @@ mod attributes;
 mod data;
 mod handle;
 mod lease;
+mod listed;
 mod locate;
 mod look;
 mod open;
@@ -26,7 +27,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anabranch_model::{Attributes, Timestamp};
@@ -65,7 +66,17 @@ struct Inner {
 pub struct LinuxDir(Arc<OwnedFd>);
 
 /// A file, open.
-pub struct LinuxFile(OwnedFd);
+pub struct LinuxFile {
+    fd: OwnedFd,
+    /// Asked once: what is open stays the same object.
+    object: OnceLock<Object>,
+}
+
+impl LinuxFile {
+    fn new(fd: OwnedFd) -> Self {
+        Self { fd, object: OnceLock::new() }
+    }
+}
 
 impl AsFd for LinuxDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -75,7 +86,7 @@ impl AsFd for LinuxDir {
 
 impl AsFd for LinuxFile {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.fd.as_fd()
     }
 }
 
@@ -93,7 +104,7 @@ impl fmt::Debug for LinuxDir {
 
 impl fmt::Debug for LinuxFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("LinuxFile").field(&self.0).finish()
+        f.debug_tuple("LinuxFile").field(&self.fd).finish()
     }
 }
 
@@ -147,6 +158,11 @@ impl LinuxFs {
     /// The root, opened for reading: for marks and for opening by handle.
     pub(crate) fn root_readable(&self) -> BorrowedFd<'_> {
         self.inner.readable.as_fd()
+    }
+
+    /// Opens a directory beneath the root for reading; no symlink and no mount is crossed.
+    pub(crate) fn readable_beneath(&self, path: &[u8]) -> io::Result<OwnedFd> {
+        open::readable(open::pin_path(self.root_readable(), path)?.as_fd())
     }
 
     /// Is this a network file system, which others change without this kernel's seeing it?
@@ -226,7 +242,7 @@ impl Fs for LinuxFs {
     }
 
     fn stat_file(&self, file: &LinuxFile) -> io::Result<Stat> {
-        look::open(file.as_fd(), &self.inner.place)
+        look::again(file.as_fd(), &self.inner.place, &file.object)
     }
 
     fn open_file(&self, dir: &LinuxDir, name: &[u8]) -> io::Result<LinuxFile> {
@@ -234,9 +250,9 @@ impl Fs for LinuxFs {
         match fd {
             // Only the owner and root may leave the access time alone.
             Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
-                Ok(LinuxFile(open::regular(dir.as_fd(), name, &self.inner.place, OFlags::RDONLY)?))
+                Ok(LinuxFile::new(open::regular(dir.as_fd(), name, &self.inner.place, OFlags::RDONLY)?))
             }
-            other => Ok(LinuxFile(other?)),
+            other => Ok(LinuxFile::new(other?)),
         }
     }
 
@@ -274,7 +290,12 @@ impl Fs for LinuxFs {
     }
 
     fn create_file(&self, dir: &LinuxDir, name: &[u8]) -> io::Result<LinuxFile> {
-        Ok(LinuxFile(open::create(dir.as_fd(), name)?))
+        Ok(LinuxFile::new(open::create(dir.as_fd(), name, Mode::RUSR | Mode::WUSR)?))
+    }
+
+    fn create_file_for(&self, dir: &LinuxDir, name: &[u8], mode: u32) -> io::Result<LinuxFile> {
+        // Set-user-ID and the like only when the owner is right.
+        Ok(LinuxFile::new(open::create(dir.as_fd(), name, Mode::from_raw_mode(mode & 0o777))?))
     }
 
     fn open_private(&self, dir: &LinuxDir, name: &[u8]) -> io::Result<LinuxFile> {
@@ -282,7 +303,7 @@ impl Fs for LinuxFs {
         if look::links(fd.as_fd())? > 1 {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a private file has a second name"));
         }
-        Ok(LinuxFile(fd))
+        Ok(LinuxFile::new(fd))
     }
 
     fn write_at(&self, file: &LinuxFile, bytes: &[u8], offset: u64) -> io::Result<()> {

@@ -92,6 +92,10 @@ pub struct Options {
     /// Hints also at what this process itself does to entries that are no directories, where that can be told from what
     /// others do (fanotify). An installer knows what it did itself.
     pub own: bool,
+    /// Directories beneath the root, as paths, in which what is made, written and removed is of no interest: no event of it
+    /// comes at all where that can be had (fanotify, since Linux 6.0). What is renamed into them or out of them is hinted
+    /// at, and a directory that was moved itself is as any other.
+    pub quiet: Vec<Vec<u8>>,
     /// The best kind to try first; the ones after it are fallen back on.
     pub best: WatchKind,
 }
@@ -107,6 +111,7 @@ impl Default for Options {
             root_check: Duration::from_secs(5),
             known: None,
             own: true,
+            quiet: Vec::new(),
             best: WatchKind::Fanotify,
         }
     }
@@ -226,7 +231,7 @@ fn source(fs: &LinuxFs, options: &Options, gaps: &Arc<AtomicBool>) -> io::Result
         return Ok((None, WatchKind::ScanOnly));
     }
     if options.best == WatchKind::Fanotify && fs.abilities().handles {
-        match fanotify::Fanotify::start(fs, options.known.clone(), options.own) {
+        match fanotify::Fanotify::start(fs, options) {
             Ok(source) => return Ok((Some(Box::new(source)), WatchKind::Fanotify)),
             Err(error) => tracing::info!(%error, path = %fs.path().display(), "no fanotify here"),
         }

@@ -463,6 +463,40 @@ fn what_this_process_does_to_files_itself_can_be_left_out() {
 }
 
 #[test]
+fn in_a_quiet_directory_only_renames_are_heard_until_it_is_moved() {
+    on_each(|m| {
+        let path = m.dir("quiet-ones");
+        fs::create_dir_all(path.join("above/hushed")).unwrap();
+        let options =
+            Options { quiet: vec![b"above/hushed".to_vec(), b"missing".to_vec()], ..quick(WatchKind::Fanotify) };
+        let mut w = Watched::new(path, options);
+        let hushed = w.object("above/hushed");
+        fs::write(w.path.join("above/hushed/private"), b"1").unwrap();
+        fs::write(w.path.join("above/hushed/other"), b"1").unwrap();
+        fs::write(w.path.join("above/hushed/other"), b"2").unwrap();
+        fs::remove_file(w.path.join("above/hushed/other")).unwrap();
+        w.settle();
+        assert!(!w.entries.iter().any(|(directory, _, _)| *directory == hushed), "{:?}", w.entries);
+        w.forget();
+        fs::rename(w.path.join("above/hushed/private"), w.path.join("above/placed")).unwrap();
+        w.settle();
+        let above = w.object("above");
+        w.expect(&above, "placed", false);
+        w.expect(&hushed, "private", false);
+        fs::write(w.path.join("above/placed"), b"3").unwrap();
+        w.settle();
+        w.expect(&above, "placed", true);
+        w.forget();
+        fs::rename(w.path.join("above"), w.path.join("elsewhere")).unwrap();
+        w.settle();
+        w.forget();
+        fs::write(w.path.join("elsewhere/hushed/late"), b"1").unwrap();
+        w.settle();
+        w.expect(&hushed, "late", true);
+    });
+}
+
+#[test]
 fn beyond_the_bound_there_is_one_everything_and_watching_goes_on() {
     on_each(|m| {
         for best in BOTH {

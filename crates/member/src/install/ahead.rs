@@ -74,10 +74,15 @@ pub(super) fn write_private<F: Fs>(
     mtime: Timestamp,
 ) -> io::Result<Prepared<F::File>> {
     let private = private_name(uid);
-    let file = match fs.create_file(staging, &private) {
+    // Nobody but us gets into staging, so its bytes are no more readable for it than they will be.
+    let create = || match wanted {
+        Some(wanted) => fs.create_file_for(staging, &private, wanted.mode),
+        None => fs.create_file(staging, &private),
+    };
+    let file = match create() {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             fs.remove_file(staging, &private)?;
-            fs.create_file(staging, &private)?
+            create()?
         }
         other => other?,
     };

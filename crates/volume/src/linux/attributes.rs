@@ -12,9 +12,9 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Statx, Uid, XattrFlags};
 use rustix::io::Errno;
 use rustix::thread::CapabilitySet;
 
-use super::look;
 use super::open::{ProcPath, proc_path};
 use super::principals::Principals;
+use super::{listed, look};
 use crate::fs::Stat;
 
 const ACL_ACCESS: &[u8] = b"system.posix_acl_access";
@@ -97,8 +97,13 @@ pub(super) fn read_file(fd: BorrowedFd<'_>, s: &Stat, principals: &Principals) -
 
 /// Has an entry that is no directory any xattr that is carried? Looks by name; a symlink is not followed.
 pub(super) fn has_xattrs(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<bool> {
-    let path = [proc_path(dir).path(), b"/", name].concat();
-    match grown(|buffer| rustix::fs::llistxattr(&path[..], buffer)) {
+    let names = grown(|buffer| {
+        listed::list(dir, name, buffer).unwrap_or_else(|| {
+            let path = [proc_path(dir).path(), b"/", name].concat();
+            rustix::fs::llistxattr(&path[..], buffer)
+        })
+    });
+    match names {
         Err(Errno::OPNOTSUPP) => Ok(false),
         names => Ok(names?.split(|b| *b == 0).any(|name| is_carried(name, false))),
     }

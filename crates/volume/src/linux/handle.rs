@@ -22,7 +22,7 @@ const NO_HANDLE: u32 = u32::MAX;
 /// What fits beside the type in an object's 128 bytes; the kernel's own limit is 128, and the largest known is 40.
 const HANDLE_BYTES_MAX: usize = 124;
 /// Room for a component and its NUL.
-const NAME_ROOM: usize = 256;
+pub(super) const NAME_ROOM: usize = 256;
 
 /// `struct file_handle` with room for the bytes.
 #[repr(C)]

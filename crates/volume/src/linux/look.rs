@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::sync::OnceLock;
 
 use anabranch_model::Timestamp;
 use rustix::fs::{AtFlags, FileType, OFlags, Statx, StatxAttributes, StatxFlags, StatxTimestamp};
@@ -118,6 +119,17 @@ pub(super) fn open(fd: BorrowedFd<'_>, place: &Place) -> io::Result<Stat> {
     let s = by_descriptor(fd)?;
     let object = if place.handles { handle::of(fd, b"")? } else { None };
     Ok(stat(&s, object.unwrap_or_else(|| handle::fallback(&s)), place))
+}
+
+/// As [`open`], of a thing whose object is kept where it is open.
+pub(super) fn again(fd: BorrowedFd<'_>, place: &Place, object: &OnceLock<Object>) -> io::Result<Stat> {
+    if let Some(object) = object.get() {
+        return Ok(stat(&by_descriptor(fd)?, object.clone(), place));
+    }
+    let first = open(fd, place)?;
+    // Another thread may have asked at the same time, and got the same.
+    let _ = object.set(first.object.clone());
+    Ok(first)
 }
 
 /// Refuses what is in another mount or subvolume; says what it is.

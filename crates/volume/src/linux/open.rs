@@ -68,10 +68,10 @@ pub(super) fn regular(dir: BorrowedFd<'_>, name: &[u8], place: &Place, flags: OF
     Ok(rustix::io::retry_on_intr(|| rustix::fs::open(path.path(), flags, Mode::empty()))?)
 }
 
-/// Makes a new file, mode 0600, for reading and writing.
-pub(super) fn create(dir: BorrowedFd<'_>, name: &[u8]) -> io::Result<OwnedFd> {
+/// Makes a new file for reading and writing.
+pub(super) fn create(dir: BorrowedFd<'_>, name: &[u8], mode: Mode) -> io::Result<OwnedFd> {
     let flags = OFlags::CREATE | OFlags::EXCL | OFlags::RDWR | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    beneath(dir, component(name)?, flags, Mode::RUSR | Mode::WUSR)
+    beneath(dir, component(name)?, flags, mode)
 }
 
 /// Enumerates a directory: all of it, or an error.

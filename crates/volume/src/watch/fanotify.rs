@@ -17,13 +17,20 @@ use anabranch_model::is_reserved;
 use rustix::io::Errno;
 
 use super::pending::Pending;
-use super::{Known, Source};
+use super::{Known, Options, Source};
 use crate::fs::{Fs, Object};
 use crate::linux::{LinuxFs, Whereabouts};
 
 /// MODIFY is needed beside CLOSE_WRITE: `truncate` by path, and setting the modification time alone, give nothing else.
 const MASK: u64 =
     libc::FAN_CREATE | libc::FAN_DELETE | libc::FAN_MODIFY | libc::FAN_CLOSE_WRITE | libc::FAN_ATTRIB | libc::FAN_ONDIR;
+/// Of what happens in a quiet directory, what gives no event. Not renames: their other end may be in the tree.
+const QUIET: u64 = libc::FAN_CREATE
+    | libc::FAN_DELETE
+    | libc::FAN_MODIFY
+    | libc::FAN_CLOSE_WRITE
+    | libc::FAN_ATTRIB
+    | libc::FAN_EVENT_ON_CHILD;
 /// One read.
 const BUFFER_BYTES: usize = 64 * 1024;
 /// Reads in a row, before what was read is passed on.
@@ -43,6 +50,8 @@ pub(super) struct Fanotify {
     forgot: bool,
     /// The process whose events on what is no directory are not looked at.
     ignored: Option<i32>,
+    /// Names of the quiet directories, and of those that they are in.
+    quiet: Vec<Vec<u8>>,
     /// Of which of the dropped ones some may be inside now, since a directory was renamed out of such a place.
     recall: Option<Verdict>,
     buffer: Vec<u8>,
@@ -61,7 +70,7 @@ enum Verdict {
 
 impl Fanotify {
     /// Marks the root's file system.
-    pub(super) fn start(fs: &LinuxFs, known: Option<Known>, own: bool) -> io::Result<Self> {
+    pub(super) fn start(fs: &LinuxFs, options: &Options) -> io::Result<Self> {
         let flags = libc::FAN_CLASS_NOTIF | libc::FAN_REPORT_DFID_NAME | libc::FAN_CLOEXEC | libc::FAN_NONBLOCK;
         // Without the capability for an unlimited queue, one that overflows is still better than none.
         let group = init(flags | libc::FAN_UNLIMITED_QUEUE).or_else(|_| init(flags))?;
@@ -74,11 +83,19 @@ impl Fanotify {
             }
             _ => Err(e),
         })?;
+        let mut quiet = Vec::new();
+        for path in &options.quiet {
+            // Without it there are events more, and none less.
+            if hush(&group, fs, path).is_ok() {
+                quiet.extend(path.split(|b| *b == b'/').map(<[u8]>::to_vec));
+            }
+        }
         Ok(Self {
             fs: fs.clone(),
             group,
-            known,
-            ignored: if own { None } else { Some(std::process::id().cast_signed()) },
+            known: options.known.clone(),
+            ignored: if options.own { None } else { Some(std::process::id().cast_signed()) },
+            quiet,
             verdicts: HashMap::new(),
             dropped: HashMap::new(),
             forgot: false,
@@ -92,6 +109,7 @@ impl Fanotify {
             self.verdicts.clear();
             self.dropped.clear();
             self.forgot = false;
+            self.hear_all();
             pending.everything();
             return;
         }
@@ -104,6 +122,9 @@ impl Fanotify {
         if renamed && on_directory {
             // Where things are changed for all below it.
             self.verdicts.clear();
+            if event.places.iter().flatten().any(|place| self.quiet.iter().any(|name| name == place.name)) {
+                self.hear_all();
+            }
             // Of old kernels: where it comes from is in another event.
             if event.mask & libc::FAN_MOVED_TO != 0 {
                 self.recall = Some(Verdict::Outside);
@@ -140,6 +161,18 @@ impl Fanotify {
     }
 
     /// An event of a directory itself (its attributes) names no parent.
+    /// A quiet directory may be elsewhere now: none is quiet any more. It was not before this event that anything in it could
+    /// matter, and what has changed in it since is found by looking at all that came with it.
+    fn hear_all(&mut self) {
+        if std::mem::take(&mut self.quiet).is_empty() {
+            return;
+        }
+        // The marks of single directories, all of which are there to hush.
+        if let Err(error) = mark(&self.group, libc::FAN_MARK_FLUSH, 0, self.fs.root_readable()) {
+            tracing::warn!(%error, path = %self.fs.path().display(), "a directory that was moved cannot be watched");
+        }
+    }
+
     fn itself(&self, directory: &Object, pending: &mut Pending) {
         match self.fs.locate(directory) {
             Ok(Some((parent, name))) => pending.entry(&parent, &name, false),
@@ -241,6 +274,12 @@ fn init(flags: c_uint) -> io::Result<OwnedFd> {
     }
     // SAFETY: the call succeeded, so this is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Lets what is made, written and removed in a directory give no events.
+fn hush(group: &OwnedFd, fs: &LinuxFs, path: &[u8]) -> io::Result<()> {
+    let directory = fs.readable_beneath(path)?;
+    mark(group, libc::FAN_MARK_ADD | libc::FAN_MARK_IGNORE_SURV, QUIET, directory.as_fd())
 }
 
 fn mark(group: &OwnedFd, flags: c_uint, mask: u64, on: BorrowedFd<'_>) -> io::Result<()> {
