@@ -10,7 +10,9 @@ use std::io;
 
 use anabranch_engine::Rule;
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{AttributesFacet, Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version};
+use anabranch_model::{
+    AttributesFacet, ChangeNumber, Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version,
+};
 use anabranch_net::message::{Bytes, Message};
 use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
 use anabranch_volume::walk::share_out;
@@ -239,6 +241,8 @@ struct Batch<F: Fs> {
     /// makes it durable.
     unopened: usize,
     next_preserved: u64,
+    /// Where the records stood when it was planned.
+    planned_at: ChangeNumber,
     /// Bytes on the disk that contents may take, asked once.
     room: Option<u64>,
 }
@@ -329,6 +333,7 @@ where
             moved: BTreeSet::new(),
             unopened: 0,
             next_preserved: tables::next_preserved(self.records.kv())?,
+            planned_at: self.records.change_number(),
             room: None,
         };
         let mut rows = 0;
@@ -484,7 +489,7 @@ where
     }
 
     fn look_at_new(&mut self, batch: &mut Batch<F>, uid: Uid, depth: usize) -> Result<Looked> {
-        let Some(shown) = self.records.shown(uid)? else {
+        let Some((record, Some(shown))) = self.records.record_and_shown(uid)? else {
             self.drop_content(uid)?;
             return match nodes::of(self.records.kv(), uid)? {
                 // It has to be noted before it can be taken out; and who has none of it has let its record go.
@@ -494,7 +499,6 @@ where
                 Some(node) => self.plan_removal(batch, uid, node),
             };
         };
-        let Some(record) = self.records.record(uid)? else { return Ok(Looked::Done) };
         // The directory first: so it is at its final place, and nothing is moved into itself.
         if shown.parent != Uid::ROOT {
             let key = nodes::uid_key(shown.parent);
@@ -1600,12 +1604,13 @@ where
         if broken(Step::Intents) {
             return Ok(());
         }
+        let mut intents = Vec::with_capacity(batch.installs.len());
         for install in &batch.installs {
             let hash = match &install.facet.value {
                 Content::File { hash, .. } => *hash,
                 Content::Symlink { target } => *blake3::hash(target).as_bytes(),
             };
-            let intent = Intent {
+            intents.push(Intent {
                 uid: install.uid,
                 version: install.facet.written.version,
                 hash,
@@ -1615,8 +1620,7 @@ where
                 object: install.prepared.object.clone(),
                 replaces: install.replaces.as_ref().map(|n| (n.object.clone(), n.stamp)),
                 preserved: install.preserved,
-            };
-            tables::put_intent(self.records.kv_mut(), &intent)?;
+            });
             if let Some(node) = &install.replaces {
                 let by = Some(install.facet.written.version);
                 let mut item = self.manifest(install.preserved, install.reason, node, by)?;
@@ -1624,6 +1628,7 @@ where
                 tables::put_preserved(self.records.kv_mut(), &item)?;
             }
         }
+        tables::put_intents(self.records.kv_mut(), &intents)?;
         for removal in &batch.removals {
             let mut item = self.manifest(removal.number, removal.reason, &removal.node, None)?;
             item.pending = true;

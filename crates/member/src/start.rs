@@ -303,9 +303,8 @@ where
     /// Completes or undoes what the install intents name, and confirms or drops announced manifest entries.
     fn recover(&mut self) -> Result<()> {
         self.records.begin()?;
-        for intent in tables::intents(self.records.kv())? {
+        for intent in tables::take_intents(self.records.kv_mut())? {
             self.recover_intent(&intent)?;
-            tables::drop_intent(self.records.kv_mut(), intent.uid)?;
             self.counters.intents += 1;
         }
         self.recover_preserved()?;

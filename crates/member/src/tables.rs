@@ -4,7 +4,8 @@
 //! | --- | --- | --- |
 //! | Meta | text | see [`Meta`] |
 //! | Todo | UID, or 0xff and a node number | - |
-//! | Intents | UID | [`Intent`] |
+//! | Intents | number of the row, 4 bytes | some of a batch: UID and length of each, [`Intent`] |
+//! | Intents | UID | [`Intent`], as it was written before there were rows of many |
 //! | Preserved | number, 8 bytes | [`Preserved`] |
 //! | NodeHashes | first 8 bytes of the hash, number with the highest bit set | - |
 //! | Partners | partner's replica id | mark: highest (8 bytes), digest; the name of its member |
@@ -115,17 +116,49 @@ impl Intent {
     }
 }
 
-pub(crate) fn put_intent(kv: &mut impl Kv, intent: &Intent) -> Result<(), KvError> {
-    kv.put(Table::Intents, &uid_key(intent.uid), &intent.encode())
+/// Intents in one row: they are written and dropped together.
+const INTENTS_A_ROW: usize = 256;
+/// The longest intent, encoded, bytes.
+const INTENT_BYTES_MAX: usize = 2048;
+
+/// Writes down those of a batch; there are no others then.
+pub(crate) fn put_intents(kv: &mut impl Kv, intents: &[Intent]) -> Result<(), KvError> {
+    for (number, some) in (0u32..).zip(intents.chunks(INTENTS_A_ROW)) {
+        let mut row = Writer::default();
+        for intent in some {
+            write_version(&mut row, intent.uid.0);
+            row.bytes(&intent.encode());
+        }
+        kv.put(Table::Intents, &number.to_be_bytes(), &row.0)?;
+    }
+    Ok(())
 }
 
-pub(crate) fn drop_intent(kv: &mut impl Kv, uid: Uid) -> Result<(), KvError> {
-    kv.delete(Table::Intents, &uid_key(uid))
+/// Drops those of a batch of so many.
+pub(crate) fn drop_intents(kv: &mut impl Kv, count: usize) -> Result<(), KvError> {
+    for (number, _) in (0u32..).zip((0..count).step_by(INTENTS_A_ROW)) {
+        kv.delete(Table::Intents, &number.to_be_bytes())?;
+    }
+    Ok(())
 }
 
-pub(crate) fn intents(kv: &impl Kv) -> Result<Vec<Intent>, KvError> {
-    let rows = kv.range(Table::Intents, &[], None, usize::MAX)?;
-    rows.into_iter().map(|(key, value)| Intent::decode(read_uid(&key)?, &value).map_err(damaged)).collect()
+/// Takes all intents out.
+pub(crate) fn take_intents(kv: &mut impl Kv) -> Result<Vec<Intent>, KvError> {
+    let mut intents = Vec::new();
+    for (key, value) in kv.range(Table::Intents, &[], None, usize::MAX)? {
+        kv.delete(Table::Intents, &key)?;
+        if key.len() != size_of::<u32>() {
+            intents.push(Intent::decode(read_uid(&key)?, &value).map_err(damaged)?);
+            continue;
+        }
+        let mut row = Reader(&value);
+        while !row.0.is_empty() {
+            let uid = Uid(read_version(&mut row).map_err(damaged)?);
+            let encoded = row.bytes(INTENT_BYTES_MAX, "an intent").map_err(damaged)?;
+            intents.push(Intent::decode(uid, encoded).map_err(damaged)?);
+        }
+    }
+    Ok(intents)
 }
 
 /// Why replication took something out of the tree (design, section 9).

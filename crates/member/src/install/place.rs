@@ -55,6 +55,8 @@ where
             self.confirm_removal(removal)?;
         }
         let synced = self.sync_names(&batch);
+        // What is put in place is what was planned: nothing was recorded and no pass was taken in since.
+        debug_assert_eq!(self.records.change_number(), batch.planned_at);
         let (mut held, mut unused) = (Vec::new(), Vec::new());
         for install in &batch.installs {
             self.finish_install(install, &mut held, &mut unused)?;
@@ -62,6 +64,7 @@ where
         for removal in &batch.removals {
             self.finish_removal(removal)?;
         }
+        tables::drop_intents(self.records.kv_mut(), batch.installs.len())?;
         // Nothing of it counts before the names are durable.
         if let Err(source) = synced.wait().unwrap_or_else(|| Err(io::ErrorKind::Other.into())) {
             self.forget_staged()?;
@@ -375,7 +378,6 @@ where
 
     fn finish_install(&mut self, install: &Install<F>, held: &mut Vec<Uid>, unused: &mut Vec<Uid>) -> Result<()> {
         let uid = install.uid;
-        tables::drop_intent(self.records.kv_mut(), uid)?;
         if let Outcome::Wait(why) = install.outcome {
             if install.replaces.is_some() {
                 tables::drop_preserved(self.records.kv_mut(), install.preserved)?;
@@ -453,16 +455,6 @@ where
         self.drop_note(uid)?;
         self.counters.installs += 1;
         held.push(uid);
-        // What changed of it while it was installed is met again.
-        let newer = self
-            .records
-            .record(uid)?
-            .and_then(|r| r.content)
-            .is_some_and(|f| f.written.version != install.facet.written.version);
-        if newer {
-            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
-            self.due.insert(nodes::uid_key(uid).to_vec());
-        }
         Ok(())
     }
 
