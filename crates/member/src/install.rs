@@ -1099,6 +1099,10 @@ where
     /// user's own. One that has something in it by now is somebody's.
     pub(crate) fn remove_half_made(&mut self) -> Result<()> {
         for (parent, name, object) in std::mem::take(&mut self.half_made) {
+            if self.dir_node(&object)?.is_some() {
+                // It was looked at meanwhile and is noted: it is finished, or taken out, like any other.
+                continue;
+            }
             let removed = match self.dir(parent)? {
                 None if nodes::get(self.records.kv(), parent)?.is_none() => continue,
                 None => Err(io::ErrorKind::Other.into()),

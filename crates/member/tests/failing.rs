@@ -61,6 +61,14 @@ fn a_directory_that_could_not_be_finished_leaves_again() {
     expect_equal(&couple, "a directory");
 }
 
+/// Somebody sees that the directory is there before it can be removed: it is finished then, and not removed later.
+#[test]
+fn a_directory_that_was_noted_before_it_could_be_finished_stays() {
+    let failing = [Call::WriteAttributes, Call::RemoveDir];
+    let couple = made_and_taken_away(&failing, &|fs| fs.mkdir(b"desk/made").unwrap(), &|_| {}, false);
+    expect_equal(&couple, "a directory");
+}
+
 #[test]
 fn a_private_file_that_could_not_be_finished_leaves_again() {
     let failing = [Call::SetMtime, Call::RemoveFile];
