@@ -14,7 +14,7 @@ use anabranch_model::{
     AttributesFacet, ChangeNumber, Content, ContentFacet, Hash, Hlc, Record, Timestamp, Uid, Version,
 };
 use anabranch_net::message::{Bytes, Message};
-use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Object, Stat};
 use anabranch_volume::walk::share_out;
 
 use crate::events::EventKind;
@@ -523,6 +523,8 @@ where
         if shown.directory {
             return match node {
                 Some(node) => self.fix_attributes(batch, &record, node),
+                // A second one would be left where the first is by now, and look like a user's own.
+                None if self.is_unnoted(uid)? => Ok(Looked::Wait(Waiting::LocalChange)),
                 None => self.make_dir(batch, &record, &parent, name, depth),
             };
         }
@@ -952,6 +954,7 @@ where
     fn take_out_dir(&mut self, batch: &mut Batch<F>, uid: Uid, node: &Node, depth: usize) -> Result<Looked> {
         if let Some(into) = self.records.shown_as(uid)?.filter(|into| *into != uid) {
             match nodes::of(self.records.kv(), into)? {
+                None if self.is_unnoted(into)? => return Ok(Looked::Wait(Waiting::LocalChange)),
                 None => {
                     // The shown one is not on disk: this directory becomes it.
                     let mut shown = node.clone();
@@ -1570,27 +1573,38 @@ where
         Ok(())
     }
 
-    /// Is something of this UID there that we made, and of which the database took back its note? Then it is looked for.
+    /// Is something of this UID there that we made or moved, and of which the database took back its note? Then it is looked for.
     fn is_unnoted(&mut self, uid: Uid) -> Result<bool> {
         let Some((object, put)) = self.undone.of(uid) else { return Ok(false) };
-        match self.fs.locate(&object) {
-            Err(error) if error.kind() != io::ErrorKind::Unsupported => {}
-            Ok(Some(_)) => {}
+        let within = match put.within {
+            Uid::ROOT => Some(ROOT_NODE),
+            above => nodes::of(self.records.kv(), above)?.map(|n| n.id),
+        };
+        let put = within.map(|within| (within, put.name));
+        let place = match self.fs.locate(&object) {
+            Ok(Some((directory, name))) if !self.is_private(&directory) && !self.is_preserved_below(&directory) => {
+                self.dir_node(&directory)?.map(|parent| (parent, name)).or(put)
+            }
+            Err(error) if error.kind() != io::ErrorKind::Unsupported => put,
+            // Where nothing can be opened by handle, only a look at its place tells.
+            Err(_) if self.is_at(&object, put.as_ref())? => put,
             // Somebody removed it, or nobody can tell.
-            _ => {
+            Ok(_) | Err(_) => {
                 self.undone.forget(&object);
                 return Ok(false);
             }
-        }
-        let within = if put.within == Uid::ROOT {
-            Some(ROOT_NODE)
-        } else {
-            nodes::of(self.records.kv(), put.within)?.map(|n| n.id)
         };
-        if let Some(within) = within {
-            self.local_change(within, &put.name);
+        if let Some((parent, name)) = place {
+            self.local_change(parent, &name);
         }
         Ok(true)
+    }
+
+    /// Does this object lie there, as far as can be told?
+    fn is_at(&mut self, object: &Object, place: Option<&(NodeId, Vec<u8>)>) -> Result<bool> {
+        let Some((parent, name)) = place else { return Ok(false) };
+        let Some(dir) = self.dir(*parent)? else { return Ok(true) };
+        Ok(self.fs.stat(&dir, name).map_or(true, |stat| stat.is_some_and(|stat| stat.object == *object)))
     }
 
     fn sync_node_dir(&mut self, id: NodeId) -> Result<io::Result<()>> {

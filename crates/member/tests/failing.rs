@@ -120,6 +120,7 @@ fn directories_that_could_not_be_made_durable_are_no_users_own() {
         },
         "moved into a new one, and both removed",
     );
+    made(&|fs| fs.mkdir(b"made").unwrap(), &|fs| fs.rename(b"made", b"desk/other").unwrap(), "made and moved on");
 }
 
 /// What an install put in place just before the daemon ended has the time that it was given. A touch of somebody else may come

@@ -298,7 +298,7 @@ where
     }
 
     /// Does a directory lie in one that was preserved whole?
-    pub(super) fn is_preserved_below(&self, directory: &Object) -> bool {
+    pub(crate) fn is_preserved_below(&self, directory: &Object) -> bool {
         let preserved = [&self.private.conflict, &self.private.pre_existing]
             .map(|dir| self.fs.stat_dir(dir).ok().map(|stat| stat.object));
         let mut at = directory.clone();
@@ -312,7 +312,7 @@ where
         false
     }
 
-    pub(super) fn is_private(&self, object: &Object) -> bool {
+    pub(crate) fn is_private(&self, object: &Object) -> bool {
         [&self.private.top, &self.private.conflict, &self.private.pre_existing, &self.private.staging]
             .into_iter()
             .any(|dir| self.fs.stat_dir(dir).is_ok_and(|s| s.object == *object))
