@@ -24,7 +24,7 @@ use crate::observe::written_since;
 use crate::replica::{Phase, Replica, Result, Waiting};
 use crate::steps::{Step, broken};
 use crate::tables::{self, Intent, Preserved, Reason, Work};
-use crate::undone::Put;
+use crate::undone::{Given, Put};
 
 pub(crate) use ahead::{Ahead, Arrived};
 use ahead::{MadeFor, Prepared, write_private};
@@ -1556,6 +1556,14 @@ where
             if let (true, Some(within), Some(uid)) = (elsewhere, within, node.uid) {
                 let put = Put { uid, within, name: node.name.clone() };
                 self.undone.add(self.records.kv_mut(), node.object.clone(), put)?;
+            }
+            let changed = before.as_ref().is_some_and(|b| {
+                let touched = !node.is_dir() && b.stamp.mtime != node.stamp.mtime;
+                b.object == node.object && (touched || b.attributes != node.attributes)
+            });
+            if changed {
+                let given = Given { attributes: node.attributes, mtime: node.stamp.mtime };
+                self.undone.add_given(self.records.kv_mut(), node.object, given)?;
             }
             places.extend(before.map(|n| (n.parent, n.name)));
             places.push((node.parent, node.name));

@@ -1,4 +1,4 @@
-//! What a batch made or moved and could not make durable (design, section 8).
+//! What a batch made, moved or changed in place and could not make durable (design, section 8).
 //!
 //! The database takes back its note of such a batch, and the disk shows what was done. Until it has been looked at, the view
 //! may go on, and what lies there would look like a user's doing; so it is written down that it is ours, also for the next
@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
-use anabranch_engine::kv::{Kv, KvError, Table};
-use anabranch_model::Uid;
+use anabranch_engine::kv::{Kv, KvError, Table, after_prefix};
+use anabranch_model::codec::{DecodeError, Reader, Writer, decode_attributes, encode_attributes};
+use anabranch_model::{Attributes, Timestamp, Uid};
 use anabranch_volume::fs::Object;
 
 use crate::nodes;
@@ -16,6 +17,8 @@ use crate::nodes;
 const PREFIX: &[u8] = b"undone.";
 /// Behind every key with that prefix.
 const BEHIND: &[u8] = b"undone/";
+/// Rows of the table Meta: this, and the object; then the time, and the attributes.
+const GIVEN: &[u8] = b"given.";
 /// Most that are remembered; more than a few batches fail only where the disk is broken.
 const UNDONE_MAX: usize = 100_000;
 const UID_BYTES: usize = 24;
@@ -28,16 +31,60 @@ pub(crate) struct Put {
     pub(crate) name: Vec<u8>,
 }
 
+/// What something was given where it lies.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Given {
+    pub(crate) attributes: Attributes,
+    pub(crate) mtime: Timestamp,
+}
+
+impl Given {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.timestamp(self.mtime);
+        out.raw(&encode_attributes(&self.attributes));
+        out.0
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut input = Reader(bytes);
+        Ok(Self { mtime: input.timestamp()?, attributes: decode_attributes(input.0)? })
+    }
+}
+
+/// What is known of attributes, with those parts of what we gave that are there `now`: only what differs from that is a user's.
+pub(crate) fn known_with(known: &Attributes, given: &Attributes, now: &Attributes) -> Attributes {
+    let mut out = known.clone();
+    if now.mode == given.mode {
+        out.mode = given.mode;
+    }
+    if now.owner == given.owner {
+        out.owner = given.owner.clone();
+    }
+    if now.group == given.group {
+        out.group = given.group.clone();
+    }
+    for name in known.xattrs.keys().chain(given.xattrs.keys()) {
+        match (now.xattrs.get(name), given.xattrs.get(name)) {
+            (None, None) => drop(out.xattrs.remove(name)),
+            (Some(there), Some(ours)) if there == ours => drop(out.xattrs.insert(name.clone(), ours.clone())),
+            _ => {}
+        }
+    }
+    out
+}
+
 /// What was done and not noted, by its object.
 #[derive(Default)]
 pub(crate) struct Undone {
     objects: BTreeMap<Object, Put>,
-    /// Noted since, or somebody else's by now: their rows go with the next transaction.
-    noted: Vec<Object>,
+    given: BTreeMap<Object, Given>,
+    /// Rows of what is noted since, or somebody else's by now: they go with the next transaction.
+    noted: Vec<Vec<u8>>,
 }
 
-fn key(object: &Object) -> Vec<u8> {
-    [PREFIX, &object.0].concat()
+fn key(prefix: &[u8], object: &Object) -> Vec<u8> {
+    [prefix, &object.0].concat()
 }
 
 impl Undone {
@@ -50,7 +97,12 @@ impl Undone {
             let put = Put { uid: uid(0)?, within: uid(UID_BYTES)?, name };
             objects.insert(Object(key[PREFIX.len()..].into()), put);
         }
-        Ok(Self { objects, noted: Vec::new() })
+        let mut given = BTreeMap::new();
+        for (key, value) in kv.range(Table::Meta, GIVEN, after_prefix(GIVEN).as_deref(), UNDONE_MAX)? {
+            let row = Given::decode(&value).map_err(|error| KvError::damaged("read what was given", error))?;
+            given.insert(Object(key[GIVEN.len()..].into()), row);
+        }
+        Ok(Self { objects, given, noted: Vec::new() })
     }
 
     /// Remembers one. In a transaction.
@@ -59,10 +111,34 @@ impl Undone {
             return Ok(());
         }
         let value = [&nodes::uid_key(put.uid)[..], &nodes::uid_key(put.within), &put.name].concat();
-        kv.put(Table::Meta, &key(&object), &value)?;
-        self.noted.retain(|noted| *noted != object);
+        let key = key(PREFIX, &object);
+        kv.put(Table::Meta, &key, &value)?;
+        self.noted.retain(|noted| *noted != key);
         self.objects.insert(object, put);
         Ok(())
+    }
+
+    /// Remembers what something was given where it lies. In a transaction.
+    pub(crate) fn add_given(&mut self, kv: &mut impl Kv, object: Object, given: Given) -> Result<(), KvError> {
+        if self.given.len() >= UNDONE_MAX {
+            return Ok(());
+        }
+        let key = key(GIVEN, &object);
+        kv.put(Table::Meta, &key, &given.encode())?;
+        self.noted.retain(|noted| *noted != key);
+        self.given.insert(object, given);
+        Ok(())
+    }
+
+    pub(crate) fn given(&self, object: &Object) -> Option<&Given> {
+        self.given.get(object)
+    }
+
+    /// It has been looked at since.
+    pub(crate) fn forget_given(&mut self, object: &Object) {
+        if self.given.remove(object).is_some() {
+            self.noted.push(key(GIVEN, object));
+        }
     }
 
     pub(crate) fn get(&self, object: &Object) -> Option<&Put> {
@@ -77,7 +153,7 @@ impl Undone {
     /// It is noted, or where it is now is not our doing.
     pub(crate) fn forget(&mut self, object: &Object) {
         if self.objects.remove(object).is_some() {
-            self.noted.push(object.clone());
+            self.noted.push(key(PREFIX, object));
         }
     }
 
@@ -88,8 +164,8 @@ impl Undone {
 
     /// Removes the rows of what was forgotten. In a transaction.
     pub(crate) fn settle(&mut self, kv: &mut impl Kv) -> Result<(), KvError> {
-        for object in std::mem::take(&mut self.noted) {
-            kv.delete(Table::Meta, &key(&object))?;
+        for key in std::mem::take(&mut self.noted) {
+            kv.delete(Table::Meta, &key)?;
         }
         Ok(())
     }

@@ -5,15 +5,17 @@
 //! compared, what lies just where the view wants it is taken for our own work. Later the view may have gone on, and
 //! the same would look like what a user did.
 //!
-//! Files are put in place with intents; here they are only moved.
+//! The same holds for attributes and times that something was given where it lies. Files are put in place with intents; here
+//! they are only moved.
 
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Uid, Version};
-use anabranch_volume::fs::{Fs, Kind, Stat};
+use anabranch_model::{ContentFacet, Uid, Version};
+use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
 
-use crate::nodes::{self, Node, NodeId, ROOT_NODE};
+use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Replica, Result};
 use crate::tables::{self, Work};
+use crate::undone::known_with;
 
 /// Is a name free for what lies there?
 enum Vacated {
@@ -92,7 +94,8 @@ where
         };
         let name = shown.name.bytes();
         let node = nodes::of(self.records.kv(), uid)?;
-        if node.as_ref().is_some_and(|n| n.parent == parent && n.name == name) {
+        if let Some(node) = node.as_ref().filter(|n| n.parent == parent && n.name == name) {
+            self.take_up_given(node)?;
             return Ok(true);
         }
         let Some(stat) = self.stat_at(parent, name)? else { return Ok(false) };
@@ -115,6 +118,7 @@ where
             Some(node) => {
                 let moved = Node { parent, name: name.to_vec(), ..node.clone() };
                 nodes::put(self.records.kv_mut(), Some(&node), &moved)?;
+                self.take_up_given(&moved)?;
             }
             None => {
                 let Some(attributes) = self.dir(parent)?.and_then(|dir| self.fs.read_attributes(&dir, name).ok())
@@ -128,6 +132,41 @@ where
             }
         }
         Ok(true)
+    }
+
+    /// Notes those attributes, and the time, of something in its place that are as its record wants them and not as the database
+    /// has them. What is still missing is given to it later.
+    fn take_up_given(&mut self, node: &Node) -> Result<()> {
+        let Some(record) = node.uid.map(|uid| self.records.record(uid)).transpose()?.flatten() else { return Ok(()) };
+        let attributes = record.attributes.filter(|facet| facet.written.version != node.attributes_version);
+        let touched = |disk: &OnDisk, facet: &ContentFacet| {
+            disk.value == facet.value && disk.version != facet.written.version && node.stamp.mtime != facet.mtime
+        };
+        let time = record.content.filter(|facet| node.content.as_ref().is_some_and(|disk| touched(disk, facet)));
+        if attributes.is_none() && time.is_none() {
+            return Ok(());
+        }
+        let Some(dir) = self.dir(node.parent)? else { return Ok(()) };
+        let there = self.fs.stat(&dir, &node.name).ok().flatten();
+        let Some(stat) = there.filter(|s| s.object == node.object && s.kind == node.kind) else { return Ok(()) };
+        let mut noted = node.clone();
+        if let Some(facet) = attributes
+            && let Ok(now) = self.fs.read_attributes(&dir, &node.name)
+        {
+            noted.attributes = known_with(&node.attributes, &facet.value, &now);
+            if noted.attributes != node.attributes {
+                noted.attributes_version = Version::default();
+            }
+        }
+        if let Some(facet) = time.filter(|facet| facet.mtime == stat.stamp.mtime) {
+            // The comparison that follows reads the bytes: who wrote them may have set the time as well.
+            noted.stamp = FileStamp::doubted(facet.mtime);
+        }
+        if noted != *node {
+            tracing::debug!(member = self.config.member, name = %node.name.escape_ascii(), "given before the end");
+            nodes::put(self.records.kv_mut(), Some(node), &noted)?;
+        }
+        Ok(())
     }
 
     /// What the database has under this name is not there any more: it was exchanged with what came, or removed.

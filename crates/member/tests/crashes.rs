@@ -6,6 +6,7 @@
 mod couple;
 
 use anabranch_member::Limits;
+use anabranch_model::Timestamp;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
 use couple::{Change, Couple, crash_at_every_step, settle};
 
@@ -117,6 +118,26 @@ fn a_name_goes_from_hand_to_hand() {
         &renamed("d2", "d1"),
         &renamed("d3", "d1/d1"),
     ]);
+}
+
+#[test]
+fn modes_and_times_are_set_and_set_anew() {
+    let moded = |path: &'static str, mode| move |fs: &SimFs| fs.chmod(path.as_bytes(), mode).unwrap();
+    let touched = |path: &'static str, seconds| {
+        let time = Timestamp { seconds, nanoseconds: 0 };
+        move |fs: &SimFs| fs.touch(path.as_bytes(), Some(time)).unwrap()
+    };
+    with_crashes(
+        &[
+            &moded("d0", 0o700),
+            &moded("g", 0o600),
+            &touched("h", 1_600_000_000),
+            &moded("d0", 0o711),
+            &moded("g", 0o640),
+            &touched("h", 1_600_000_001),
+        ],
+        5,
+    );
 }
 
 /// What a file of the second one's tree holds.

@@ -69,6 +69,31 @@ fn a_directory_that_was_noted_before_it_could_be_finished_stays() {
     expect_equal(&couple, "a directory");
 }
 
+/// Modes and times that were set, and could not be made durable, before the first one's user sets others.
+#[test]
+fn what_was_given_and_could_not_be_made_durable_is_no_users_choice() {
+    let time = |seconds| Some(Timestamp { seconds, nanoseconds: 0 });
+    let make: Change<'_> = &|fs| {
+        fs.chmod(b"desk", 0o700).unwrap();
+        fs.chmod(b"notes", 0o600).unwrap();
+        fs.touch(b"notes", time(1_600_000_000)).unwrap();
+    };
+    // Others than before, and those that were there before.
+    for (desk, notes, seconds) in [(0o711, 0o640, 1_600_000_001), (0o755, 0o644, 1_700_000_000)] {
+        let take: Change<'_> = &|fs| {
+            fs.chmod(b"desk", desk).unwrap();
+            fs.chmod(b"notes", notes).unwrap();
+            fs.touch(b"notes", time(seconds)).unwrap();
+        };
+        for anew in [false, true] {
+            let couple = made_and_taken_away(&[Call::SyncAll, Call::SyncFile], make, take, anew);
+            expect_equal(&couple, &format!("{desk:o}, anew: {anew}"));
+            let [one, two] = [0, 1].map(|at| couple.members[at].fs.tree()[&b"notes"[..]].mtime);
+            assert_eq!(one, two, "{desk:o}, anew: {anew}");
+        }
+    }
+}
+
 #[test]
 fn a_private_file_that_could_not_be_finished_leaves_again() {
     let failing = [Call::SetMtime, Call::RemoveFile];

@@ -10,6 +10,7 @@ use anabranch_volume::fs::{Fs, Kind, Stat};
 use super::{Batch, Found, Modified, Parent};
 use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Replica, Result};
+use crate::undone::known_with;
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -348,6 +349,7 @@ where
         // What the database last saw of this very UID on disk: only a difference from that is a local change.
         let base = [&found.occupant, &found.moved].into_iter().flatten().find(|n| n.uid == found.uid).cloned();
         let (attributes, leftover, memory) = (found.attributes.clone(), found.leftover, found.memory.clone());
+        let base = base.map(|base| self.with_what_was_given(base, &stat, Some(&attributes)));
         let unchanged = base.as_ref().and_then(|n| n.content.clone()).filter(|c| Some(&c.value) == value.as_ref());
         let mtime = stat.stamp.mtime;
         let uid = found.uid;
@@ -445,6 +447,7 @@ where
         }
         nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
         self.undone.forget(&stat.object);
+        self.undone.forget_given(&stat.object);
         let known_before = old.is_some_and(|old| old.object == node.object);
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
@@ -647,6 +650,8 @@ where
         let Some(uid) = old.uid.filter(|_| !modified.dropped && old.object == modified.stat.object) else {
             return Ok(());
         };
+        let known_as = self.with_what_was_given(old.clone(), &modified.stat, modified.attributes.as_ref());
+        self.undone.forget_given(&old.object);
         let value = modified.content.as_ref().map(|(c, _)| c.clone());
         let content = value.as_ref().map(crate::describe::value);
         tracing::debug!(member = self.config.member, name = %old.name.escape_ascii(), ?uid, content, "modified");
@@ -659,13 +664,13 @@ where
                 let base = before.map(|c| c.history.clone());
                 self.record_content(uid, value, modified.stat.stamp.mtime, modified.stat.birth, base.as_ref())?;
                 self.keep_within(uid)?;
-            } else if old.stamp.mtime != modified.stat.stamp.mtime {
+            } else if known_as.stamp.mtime != modified.stat.stamp.mtime {
                 // The same bytes with another time: a touch, unless a newer content is on its way here.
                 self.record_content_touch(uid, value, modified.stat.stamp.mtime)?;
             }
         }
         if let Some(attributes) = modified.attributes.as_ref().filter(|_| known) {
-            self.record_attributes(uid, Some(&old.attributes), attributes)?;
+            self.record_attributes(uid, Some(&known_as.attributes), attributes)?;
         }
         let mut node = old.clone();
         node.stamp = modified.stat.stamp;
@@ -697,14 +702,34 @@ where
         }
         if let Some(attributes) = &modified.attributes {
             node.attributes = attributes.clone();
-            if let Some(facet) = record.as_ref().and_then(|r| r.attributes.as_ref())
-                && *attributes == facet.value
-            {
-                node.attributes_version = facet.written.version;
+            node.attributes_version = known_as.attributes_version;
+            match record.as_ref().and_then(|r| r.attributes.as_ref()) {
+                Some(facet) if *attributes == facet.value => node.attributes_version = facet.written.version,
+                Some(_) if node.attributes_version == Version::default() => {
+                    self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                    self.due_now(uid);
+                }
+                Some(_) | None => {}
             }
         }
         nodes::put(self.records.kv_mut(), Some(&old), &node)?;
         Ok(())
+    }
+
+    /// What the database has of something, with what a batch gave it that could not be noted, as far as that is there.
+    fn with_what_was_given(&self, mut node: Node, now: &Stat, attributes: Option<&Attributes>) -> Node {
+        let Some(given) = self.undone.given(&node.object).filter(|_| node.object == now.object) else { return node };
+        if given.mtime == now.stamp.mtime {
+            node.stamp.mtime = given.mtime;
+        }
+        if let Some(attributes) = attributes {
+            let known = known_with(&node.attributes, &given.attributes, attributes);
+            // What is recorded may have become again what the database had by then, which is not what is there.
+            if known != node.attributes {
+                (node.attributes, node.attributes_version) = (known, Version::default());
+            }
+        }
+        node
     }
 
     pub(super) fn record_content_touch(&mut self, uid: Uid, value: &Content, mtime: Timestamp) -> Result<()> {
@@ -737,6 +762,7 @@ where
                 continue;
             }
             nodes::remove(self.records.kv_mut(), &node)?;
+            self.undone.forget_given(&node.object);
             let Some(uid) = node.uid.filter(|uid| !claimed.contains(uid)) else { continue };
             if batch.put_back.contains(&node.id) && self.records.shown(uid)?.is_some() {
                 self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
