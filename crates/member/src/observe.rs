@@ -420,7 +420,9 @@ where
         self.unread.remove(&id);
         tracing::debug!(member = self.config.member, node = id.0, "compared whole");
         let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir.clone())]);
+        // After a power cut also what somebody set before it: it may have reached the disk, and the new ctime not.
         let lately = Hlc(self.now.0.saturating_sub(LATELY));
+        let lately = if self.suspect { lately.min(self.checkpoint) } else { lately };
         for (_, entries) in listed {
             let entries = match entries {
                 Ok(entries) => entries,

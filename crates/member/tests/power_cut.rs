@@ -6,6 +6,7 @@
 mod couple;
 
 use anabranch_member::Limits;
+use anabranch_model::Uid;
 use anabranch_volume::fs::Fs;
 use anabranch_volume::simulated::{DiskConfig, SimFs, Tree, TreeEntry};
 use couple::{Couple, expect_known, settle};
@@ -58,6 +59,35 @@ fn what_was_written_lately_is_read_again_whatever_its_stamp_says() {
         }
     }
     assert!(silent.iter().all(|&count| count > 0), "no power cut left new bytes under an old stamp: {silent:?}");
+}
+
+/// The second one's user notes something about a directory while the service is down; then its power is cut.
+#[test]
+fn what_was_set_lately_is_looked_at_again_whatever_its_stamp_says() {
+    let (mut silent, name) = (0, &b"user.note"[..]);
+    for seed in 0..100 {
+        let mut couple = start();
+        couple.disconnect();
+        couple.members[1].replica = None;
+        let fs = couple.members[1].fs.clone();
+        fs.process_died();
+        let ctime = || fs.stat(&fs.root(), b"desk").unwrap().unwrap().stamp.ctime;
+        let before = ctime();
+        // Later than what was done just before a start, which is looked at in any case.
+        couple.now += 60_000_000;
+        couple.tell_time();
+        fs.setxattr(b"desk", name, Some(b"mine")).unwrap();
+        drop(fs.crash(seed));
+        let is_there = fs.tree()[&b"desk"[..]].attributes.xattrs.contains_key(name);
+        silent += u64::from(is_there && ctime() == before);
+        couple.restart(Limits::default());
+        settle(&mut couple);
+        let records = couple.members[1].replica.as_ref().unwrap().records();
+        let uid = records.shown_at(Uid::ROOT, b"desk").unwrap().unwrap();
+        let recorded = records.record(uid).unwrap().unwrap().attributes.unwrap().value;
+        assert_eq!(recorded.xattrs.contains_key(name), is_there, "power cut {seed}");
+    }
+    assert!(silent > 0, "no power cut left an xattr under an old stamp");
 }
 
 /// Who is stopped properly right after the start that follows a power cut looks at it all with the next start.

@@ -180,6 +180,11 @@ impl Couple {
         }
     }
 
+    /// The disks' clock shows what time it is.
+    pub(crate) fn tell_time(&self) {
+        self.clock.set(self.now as i64 * 1000);
+    }
+
     /// The link between them ends.
     pub(crate) fn disconnect(&mut self) {
         self.queue.clear();
@@ -199,7 +204,7 @@ impl Couple {
                     return false;
                 }
                 self.now = self.now.max(at.0) + 1;
-                self.clock.set(self.now as i64 * 1000);
+                self.tell_time();
                 (to, Input::Time)
             }
         };
