@@ -1191,7 +1191,8 @@ where
         self.fix_attributes(batch, record, node)
     }
 
-    /// Sets the mtime if nothing changed since the database's stamp; returns the stamp afterwards.
+    /// Sets the mtime if nothing changed since the database's stamp; returns the stamp afterwards, with the time that we set:
+    /// another one that is there by then is somebody's touch, and shows when it is compared.
     fn set_time(&self, dir: &F::Dir, node: &Node, mtime: Timestamp) -> io::Result<Option<FileStamp>> {
         let unchanged = |stat: &Stat| stat.object == node.object && stat.stamp == node.stamp;
         if !self.fs.stat(dir, &node.name)?.is_some_and(|s| unchanged(&s)) {
@@ -1199,7 +1200,10 @@ where
         }
         self.fs.set_mtime(dir, &node.name, mtime)?;
         let after = self.fs.stat(dir, &node.name)?;
-        Ok(after.filter(|s| s.object == node.object && s.stamp.size == node.stamp.size).map(|s| s.stamp))
+        let after = after.filter(|s| s.object == node.object && s.stamp.size == node.stamp.size).map(|s| s.stamp);
+        // Where times are coarser than ours, it is what is left of ours.
+        let ours = |there: Timestamp| there <= mtime && there.seconds == mtime.seconds;
+        Ok(after.map(|stamp| if ours(stamp.mtime) { stamp } else { FileStamp::doubted(mtime) }))
     }
 
     /// Applies attributes in place where they are not the record's.

@@ -135,6 +135,21 @@ fn a_file_is_written_while_its_time_is_set() {
 }
 
 #[test]
+fn a_file_is_touched_while_its_time_is_set() {
+    const OLD: Timestamp = Timestamp { seconds: 1_000_000_000, nanoseconds: 5 };
+    const OTHER: Timestamp = Timestamp { seconds: 1_100_000_000, nanoseconds: 5 };
+    let expect = |couple: &Couple, when: &str| {
+        let second = &couple.members[1];
+        let records = second.replica.as_ref().unwrap().records();
+        let uid = records.shown_at(Uid::ROOT, b"f").unwrap().unwrap();
+        let recorded = records.record(uid).unwrap().unwrap().content.unwrap().mtime;
+        assert_eq!(second.fs.tree()[&b"f"[..]].mtime, recorded, "{when}");
+    };
+    let touched = |fs: &SimFs| fs.touch(b"f", Some(OTHER)).unwrap();
+    before_each_call_of(1, (Limits::default(), false), |fs| fs.touch(b"f", Some(OLD)).unwrap(), touched, expect);
+}
+
+#[test]
 fn a_file_is_written_while_its_mode_is_set() {
     before_each_call_of_who_follows(|fs| fs.chmod(b"f", 0o600).unwrap(), |fs| fs.write(b"f", b"two").unwrap());
 }
