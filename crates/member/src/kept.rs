@@ -66,7 +66,7 @@ where
         }
         if !reason.unseen() && node.kind == Kind::File && self.lately.len() < LATELY_MAX && !without_net() {
             let due = Hlc(self.now.0 + LOOK_AGAIN);
-            self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(node.stamp), drop: false });
+            self.remember_lately(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(node.stamp), drop: false });
         }
         if let Some(sums) = &mut self.preserved_bytes {
             sums[usize::from(reason.unseen())] += item.size;
@@ -152,11 +152,17 @@ where
         self.lately.front().map(|first| first.due)
     }
 
+    /// In the order in which they are due: some wait longer than others, and the clock may have been set back.
+    fn remember_lately(&mut self, lately: Lately) {
+        let at = self.lately.partition_point(|other| other.due <= lately.due);
+        self.lately.insert(at, lately);
+    }
+
     /// A file of ours that was in place for a moment only; it goes when it was not written into.
     pub(crate) fn look_at_exposed(&mut self, number: u64, stamp: FileStamp) {
         if self.lately.len() < LATELY_MAX {
             let due = Hlc(self.now.0 + LOOK_AGAIN);
-            self.lately.push_back(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(stamp), drop: true });
+            self.remember_lately(Lately { due, number, wait: LOOK_AGAIN, stamp: Some(stamp), drop: true });
         }
         self.preserved_bytes = None;
     }
@@ -174,7 +180,7 @@ where
             if item.when.0 + LOOK_AGAIN < newest.get_or_insert(item.when).0 {
                 break;
             }
-            self.lately.push_back(Lately { due: self.now, number, wait: LOOK_AGAIN, stamp: None, drop: false });
+            self.remember_lately(Lately { due: self.now, number, wait: LOOK_AGAIN, stamp: None, drop: false });
         }
         Ok(())
     }
@@ -199,8 +205,7 @@ where
             if again == Again::Later {
                 lately.wait = (lately.wait * 2).min(LOOK_AGAIN_MAX);
                 lately.due = Hlc(self.now.0 + lately.wait);
-                let at = self.lately.partition_point(|other| other.due <= lately.due);
-                self.lately.insert(at, lately);
+                self.remember_lately(lately);
             }
         }
         self.records.commit()?;
