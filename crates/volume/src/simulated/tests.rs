@@ -274,7 +274,8 @@ fn a_writer_waits_for_the_lease_and_writes_into_what_it_looked_up() {
     fs.exchange(&root, b"a", &root, b"p").unwrap();
     fs.release(&file).unwrap();
     assert_eq!((bytes(&fs, b"p"), bytes(&fs, b"a")), (Some(b"theirs".to_vec()), Some(b"new".to_vec())));
-    let path = b"a".to_vec();
+    // Where the file is by now.
+    let path = b"p".to_vec();
     assert_eq!(
         fs.take_deeds(),
         [

@@ -72,7 +72,7 @@ impl Ord for Thing {
 /// What a user did with content, in order; for whoever checks that nothing is lost.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Deed {
-    /// Finished writing this at the path (as it was when opened).
+    /// Finished writing this at the path at which the file is by then.
     Finished {
         /// From the root.
         path: Vec<u8>,
@@ -204,6 +204,19 @@ impl Disk {
         (names <= 1).then_some(content)
     }
 
+    /// Where a file is that was opened under this path: whoever writes to it does so wherever somebody has moved it since.
+    fn path_by_now(&self, number: u64, opened: &[u8]) -> Vec<u8> {
+        let mut now = Some(opened.to_vec()).filter(|path| self.lookup(path).is_ok_and(|found| found == number));
+        if now.is_none() {
+            self.walk(ROOT, &mut Vec::new(), &mut |found, path| {
+                if found == number && now.is_none() && !path.starts_with(PRIVATE) {
+                    now = Some(path.to_vec());
+                }
+            });
+        }
+        now.unwrap_or_else(|| opened.to_vec())
+    }
+
     fn end(&mut self, path: &[u8], number: u64) {
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
             self.deeds.push(Deed::Ended { path: path.to_vec(), content });
@@ -301,7 +314,7 @@ impl Disk {
         // Each time: another program on this machine may have finished something in between, and what one program
         // does to another's file here is their affair. An empty file is nothing that anybody had seen.
         if self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) {
-            self.end(&path, number);
+            self.end(&self.path_by_now(number, &path), number);
         }
         // A store through a mapping moves the stamps when its page was clean there, and not again before it is written back.
         let dirty = self.inode(number).is_ok_and(|i| i.dirty);
@@ -330,7 +343,7 @@ impl Disk {
             Step::Close => {
                 if let Some(user) = self.users.remove(&id) {
                     if user.wrote {
-                        self.finish(&user.path, user.inode);
+                        self.finish(&self.path_by_now(user.inode, &user.path), user.inode);
                     }
                     self.close(user.inode, true);
                 }
