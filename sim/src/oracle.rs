@@ -47,6 +47,10 @@ struct Fate {
     last: u64,
     /// Who ended it, and when.
     ended: Vec<(usize, u64)>,
+    /// How many names it was given besides its first one, and how many somebody took from it while it seemed to have more: on
+    /// other members each name is a file of its own, and one that was replaced there is still here for a moment.
+    linked: u64,
+    unlinked: u64,
     /// Who gave it another place or other attributes, or wrote or ended it.
     handled: BTreeSet<usize>,
     /// The only disk that had it lost it.
@@ -174,6 +178,12 @@ impl Oracle {
                 if let Some(before) = was.and_then(|was| self.fates.get_mut(&was)) {
                     before.ended.push((member, now));
                 }
+            }
+            Deed::Linked { content } => self.fates.entry(content).or_default().linked += 1,
+            Deed::Unlinked { content } => {
+                let fate = self.fates.entry(content).or_default();
+                fate.unlinked += 1;
+                fate.handled.insert(member);
             }
             Deed::Damaged { before, after } => {
                 self.disturbed = Some(now);
@@ -346,7 +356,9 @@ impl Oracle {
             }
         }
         for (content, fate) in &self.fates {
-            let required = fate.finished > 0 && fate.ended.is_empty() && !fate.taken && !content.bytes().is_empty();
+            // Whoever takes the last of its names ends it, even where the one before it was taken elsewhere.
+            let ended = !fate.ended.is_empty() || fate.unlinked > fate.linked;
+            let required = fate.finished > 0 && !ended && !fate.taken && !content.bytes().is_empty();
             if !required || there.contains(content) {
                 continue;
             }

@@ -86,6 +86,16 @@ pub enum Deed {
         /// What was there.
         content: Thing,
     },
+    /// Gave what holds this one more name.
+    Linked {
+        /// What is there.
+        content: Thing,
+    },
+    /// Took one of several names from what holds this, having had it before the eyes.
+    Unlinked {
+        /// What was there.
+        content: Thing,
+    },
     /// Nobody did this: a sync failed, and the kernel dropped what a user had written.
     Damaged {
         /// What he had written.
@@ -188,8 +198,9 @@ impl Disk {
         }
     }
 
-    /// What ends with the last name of a file; another hard link keeps it, or what was one, if it is one that people see.
-    fn under_last_name(&self, number: u64) -> Option<Thing> {
+    /// What somebody does who takes this name from a file: what it holds ends with the last one. Another hard link keeps it, or
+    /// what was one, if it is one that people see.
+    fn without_name(&self, path: &[u8], number: u64) -> Option<Deed> {
         let inode = self.inode(number).ok()?;
         let content = Thing::of(inode)?;
         let was_linked = self.linked.contains(&content);
@@ -201,7 +212,8 @@ impl Disk {
                 names += u64::from(same && !path.starts_with(PRIVATE));
             });
         }
-        (names <= 1).then_some(content)
+        let path = path.to_vec();
+        Some(if names <= 1 { Deed::Ended { path, content } } else { Deed::Unlinked { content } })
     }
 
     /// Where a file is that was opened under this path: whoever writes to it does so wherever somebody has moved it since.
@@ -229,9 +241,11 @@ impl Disk {
             return;
         }
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
-            if self.inode(number).is_ok_and(|i| i.links > 1) {
+            let more = self.inode(number).map_or(0, |inode| inode.links.saturating_sub(1));
+            if more > 0 {
                 self.linked.push(content.clone());
             }
+            self.deeds.extend((0..more).map(|_| Deed::Linked { content: content.clone() }));
             self.deeds.push(Deed::Finished { path: path.to_vec(), content });
         }
     }
@@ -361,8 +375,8 @@ impl Disk {
         let (dir, name) = self.resolve(path)?;
         let number = self.existing(dir, name)?;
         if self.inode(number)?.kind != Kind::Directory {
-            let lost = self.under_last_name(number);
-            self.deeds.extend(lost.map(|content| Deed::Ended { path: path.to_vec(), content }));
+            let deed = self.without_name(path, number);
+            self.deeds.extend(deed);
             self.remove(dir, name, false)?;
             self.note_removed(number);
             return Ok(());
@@ -513,12 +527,10 @@ impl SimFs {
         let (one, other) = (disk.resolve(from)?, disk.resolve(to)?);
         let number = disk.existing(one.0, one.1)?;
         let victim = disk.entry(other.0, other.1)?.filter(|&v| v != number);
-        let lost = victim.and_then(|v| disk.under_last_name(v));
+        let deed = victim.and_then(|v| disk.without_name(to, v));
         disk.rename(one, other, true)?;
         victim.into_iter().for_each(|v| disk.note_removed(v));
-        if let Some(content) = lost {
-            disk.deeds.push(Deed::Ended { path: to.to_vec(), content });
-        }
+        disk.deeds.extend(deed);
         Ok(())
     }
 
@@ -565,7 +577,8 @@ impl SimFs {
         let (dir, name) = disk.resolve(to)?;
         let content = Thing::of(disk.inode(number)?);
         disk.add_link(dir, name, number)?;
-        disk.linked.extend(content);
+        disk.linked.extend(content.clone());
+        disk.deeds.extend(content.map(|content| Deed::Linked { content }));
         Ok(())
     }
 
@@ -575,12 +588,10 @@ impl SimFs {
         let (dir, name) = disk.resolve(path)?;
         let number = disk.existing(dir, name)?;
         let directory = disk.inode(number)?.kind == Kind::Directory;
-        let content = disk.under_last_name(number);
+        let deed = disk.without_name(path, number);
         disk.remove(dir, name, directory)?;
         disk.note_removed(number);
-        if let Some(content) = content {
-            disk.deeds.push(Deed::Ended { path: path.to_vec(), content });
-        }
+        disk.deeds.extend(deed);
         Ok(())
     }
 
