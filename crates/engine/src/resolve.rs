@@ -2,8 +2,9 @@
 //!
 //! A resolution keeps the clock and the version of the user's change in the placement that it replaces and counts one up,
 //! so that any concurrent change by a user beats it. Its value depends on the records alone, so that replicas that
-//! resolve at once agree. It never undeletes, and deletes only what it has seen. That directories are merged, and that an unseen edit keeps
-//! a deleted file, is not written down: it holds while its reasons do.
+//! resolve at once agree. It deletes only what it has seen, and undeletes nothing but a directory in which a user makes
+//! something. That directories are merged, and that an unseen edit keeps a deleted file, is not written down: it holds while
+//! its reasons do.
 
 use anabranch_model::{Hlc, Knowledge, Record, ReplicaId, Time, Uid, Written};
 
@@ -162,6 +163,21 @@ impl<K: Kv> Records<K> {
     pub fn keep(&mut self, now: Hlc, uid: Uid) -> Result<(), ChangeError> {
         let Some((number, old)) = self.row(uid)?.filter(|_| !self.settings.read_only) else { return Ok(()) };
         let mut new = old.clone();
+        new.placement.written = self.resolved(now, &old);
+        self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
+        Ok(self.settle()?)
+    }
+
+    /// A deleted directory in which a user made something is live again by its record, as a resolution of its removal: he did
+    /// nothing to the directory itself, so whatever somebody else does to it meanwhile beats this (design, section 4).
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn revive(&mut self, now: Hlc, uid: Uid) -> Result<(), ChangeError> {
+        let row = self.row(uid)?.filter(|(_, r)| r.placement.value.directory && r.placement.value.deleted);
+        let Some((number, old)) = row.filter(|_| !self.settings.read_only) else { return Ok(()) };
+        let mut new = old.clone();
+        new.placement.value.deleted = false;
         new.placement.written = self.resolved(now, &old);
         self.replace(uid, Some(Old::of(number, &old)), Some(&new), true)?;
         Ok(self.settle()?)

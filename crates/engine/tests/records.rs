@@ -665,6 +665,35 @@ fn what_is_kept_comes_back_to_whoever_has_forgotten_it_and_beats_no_change_of_a_
 }
 
 #[test]
+fn a_directory_that_lives_again_for_what_was_made_in_it_keeps_the_name_that_somebody_gave_it() {
+    let (mut a, mut b) = (replica(A), replica(B));
+    let dir = step(&mut a, |a| a.add(Hlc(1), directory(Uid::ROOT, "d")).unwrap());
+    pull(&mut b, &a, Hlc(9));
+    step(&mut b, |b| b.add(Hlc(10), file(dir, "one", 1)).unwrap());
+    step(&mut a, |a| a.remove(Hlc(11), dir).unwrap());
+    pull(&mut a, &b, Hlc(12));
+    pull(&mut b, &a, Hlc(12));
+    // Both know that it was removed, and that it lives for the sake of what is in it.
+    step(&mut a, |a| a.place(Hlc(20), dir, Uid::ROOT, name("e")).unwrap());
+    step(&mut b, |b| {
+        b.revive(Hlc(30), dir).unwrap();
+        b.add(Hlc(30), file(dir, "two", 2)).unwrap();
+    });
+    assert!(!b.record(dir).unwrap().unwrap().placement.value.deleted);
+    pull(&mut a, &b, Hlc(40));
+    pull(&mut b, &a, Hlc(40));
+    for records in [&a, &b] {
+        let at = |parent, name: &[u8]| records.shown_at(parent, name).unwrap();
+        assert_eq!((at(Uid::ROOT, b"e"), at(Uid::ROOT, b"d")), (Some(dir), None));
+        assert!(at(dir, b"one").is_some() && at(dir, b"two").is_some());
+    }
+    // What is live is left as it is.
+    let before = a.record(dir).unwrap();
+    step(&mut a, |a| a.revive(Hlc(50), dir).unwrap());
+    assert_eq!(a.record(dir).unwrap(), before);
+}
+
+#[test]
 fn fields_of_later_versions_are_passed_on() {
     let (mut a, mut b) = (replica(A), replica(B));
     let uid = step(&mut a, |a| a.add(Hlc(1), file(Uid::ROOT, "x", 1)).unwrap());

@@ -289,6 +289,33 @@ fn a_directory_put_in_the_place_of_another_continues_it() {
 }
 
 #[test]
+fn what_is_put_into_a_directory_that_was_removed_leaves_it_where_somebody_else_moves_it() {
+    let mut w = World::new(CHAIN, |i, fs| {
+        if i == 0 {
+            fs.mkdir(b"site").unwrap();
+            fs.write(b"site/index", b"old").unwrap();
+        }
+    });
+    w.equal();
+    w.link(1, false);
+    w.members[0].fs.remove_tree(b"site").unwrap();
+    w.members[1].fs.write(b"site/kept", b"unseen").unwrap();
+    w.settle();
+    w.link(1, true);
+    w.equal();
+    assert!(w.members[0].fs.exists(b"site/kept"));
+    w.link(1, false);
+    w.members[0].fs.rename(b"site", b"web").unwrap();
+    w.run(30);
+    w.members[1].fs.write(b"site/page", b"new").unwrap();
+    w.settle();
+    w.link(1, true);
+    w.equal();
+    let names: Vec<_> = w.members[2].fs.tree().into_keys().collect();
+    assert_eq!(names, [&b"web"[..], b"web/kept", b"web/page"], "{:#?}", w.events);
+}
+
+#[test]
 fn a_store_through_a_mapping_shows_when_it_is_closed() {
     let mut w = World::new(MESH, |i, fs| {
         if i == 0 {

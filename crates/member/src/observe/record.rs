@@ -511,10 +511,7 @@ where
         for _ in 0..4096 {
             let Some(placement) = self.records.record(at)?.map(|r| r.placement.value) else { return Ok(()) };
             if placement.deleted {
-                match self.records.place(self.now, at, placement.parent, placement.name) {
-                    Err(ChangeError::IntoItself(_)) => return Ok(()),
-                    other => other?,
-                }
+                self.records.revive(self.now, at)?;
             }
             at = placement.parent;
         }
