@@ -13,7 +13,7 @@ use anabranch_volume::hash::read_hash;
 
 use crate::events::EventKind;
 use crate::nodes::Node;
-use crate::replica::{Replica, Result};
+use crate::replica::{Replica, Result, Stop};
 use crate::steps::{Step, broken};
 use crate::tables::{self, Preserved, Reason};
 
@@ -93,11 +93,11 @@ where
         let over = [sums[0] > high(limits.seen_bytes), sums[1] > high(limits.unseen_bytes)];
         let low = [low(limits.seen_bytes), low(limits.unseen_bytes)];
         let (mut after, mut reclassed) = (0, false);
-        self.records.begin()?;
         loop {
+            self.records.begin()?;
             let page = tables::preserved(self.records.kv(), after, 1024)?;
-            let Some(last) = page.last() else { break };
-            after = last.number;
+            after = page.last().map_or(after, |last| last.number);
+            let (last_page, mut leaves) = (page.is_empty(), Vec::new());
             for item in page {
                 let class = usize::from(item.reason.unseen());
                 let young = class == 1 && item.when.0 + limits.unseen_age > self.now.0;
@@ -113,24 +113,70 @@ where
                     reclassed = true;
                     continue;
                 }
-                let dir = self.preserved_dir(item.reason);
-                match self.fs.remove_file(&dir, &item.file_name()) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                        self.report_once(EventKind::CannotInstall, format!("cannot purge {}: {error}", item.number));
-                        continue;
-                    }
-                    _ => {}
-                }
                 sums[class] = sums[class].saturating_sub(item.size);
-                tables::drop_preserved(self.records.kv_mut(), item.number)?;
+                leaves.push(item);
+            }
+            self.announce_removals(&leaves)?;
+            self.records.commit()?;
+            let count = leaves.len();
+            let gone = self.remove_announced(leaves)?;
+            reclassed |= gone.len() < count;
+            for item in gone {
                 let path = String::from_utf8_lossy(&item.path).into_owned();
                 self.report(EventKind::Purged, format!("{path} ({})", item.number));
             }
+            if last_page {
+                break;
+            }
         }
-        self.records.commit()?;
-        // What went over to *unseen* is counted anew.
+        // What went over to *unseen*, or could not be removed, is counted anew.
         self.preserved_bytes = (!reclassed).then_some(sums);
         Ok(())
+    }
+
+    /// Says in the database that preserved files are about to be removed: then whatever a crash leaves of them has its entry,
+    /// and no entry stays of what is gone. To be committed before [`Self::remove_announced`].
+    fn announce_removals(&mut self, items: &[Preserved]) -> Result<()> {
+        for item in items {
+            tables::put_preserved(self.records.kv_mut(), &Preserved { pending: true, ..item.clone() })?;
+        }
+        Ok(())
+    }
+
+    /// Removes preserved files, and their entries once that is durable: with a power cut between the two a file would be there
+    /// without its entry, and be taken for something that nobody has seen. Returns those that were removed.
+    fn remove_announced(&mut self, items: Vec<Preserved>) -> Result<Vec<Preserved>> {
+        if items.is_empty() {
+            return Ok(items);
+        }
+        let (mut gone, mut stay) = (Vec::new(), Vec::new());
+        for item in items {
+            match self.fs.remove_file(&self.preserved_dir(item.reason), &item.file_name()) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    self.report_once(EventKind::CannotInstall, format!("cannot purge {}: {error}", item.number));
+                    stay.push(item);
+                }
+                Ok(()) | Err(_) => gone.push(item),
+            }
+        }
+        for of_class in [Reason::Deleted, Reason::PreExisting] {
+            let here = |item: &Preserved| (item.reason == Reason::PreExisting) == (of_class == Reason::PreExisting);
+            if gone.iter().any(here) {
+                // What was announced is looked for at the next start.
+                self.fs
+                    .sync_dir(&self.preserved_dir(of_class))
+                    .map_err(|source| Stop::Private { path: "what is preserved".into(), source })?;
+            }
+        }
+        self.records.begin()?;
+        for item in &gone {
+            tables::drop_preserved(self.records.kv_mut(), item.number)?;
+        }
+        for item in &stay {
+            tables::put_preserved(self.records.kv_mut(), item)?;
+        }
+        self.records.commit()?;
+        Ok(gone)
     }
 
     /// Bytes preserved, by class: *seen*, *unseen*.
@@ -191,6 +237,7 @@ where
             return Ok(());
         }
         self.records.begin()?;
+        let mut leaves = Vec::new();
         for _ in 0..self.config.limits.batch_entries {
             let Some(mut lately) = self.lately.pop_front_if(|first| first.due <= self.now) else { break };
             let Some(item) = tables::preserved_one(self.records.kv(), lately.number)? else { continue };
@@ -198,8 +245,8 @@ where
             let same = again == Again::Settled
                 && lately.drop
                 && tables::preserved_one(self.records.kv(), item.number)?.as_ref() == Some(&item);
-            if same && self.fs.remove_file(&self.preserved_dir(item.reason), &item.file_name()).is_ok() {
-                tables::drop_preserved(self.records.kv_mut(), item.number)?;
+            if same {
+                leaves.push(item);
                 self.preserved_bytes = None;
             }
             if again == Again::Later {
@@ -208,7 +255,9 @@ where
                 self.remember_lately(lately);
             }
         }
+        self.announce_removals(&leaves)?;
         self.records.commit()?;
+        self.remove_announced(leaves)?;
         Ok(())
     }
 

@@ -528,7 +528,8 @@ where
         Ok(())
     }
 
-    /// Manifest entries that were announced: they count if the item is there. Items without an entry get one.
+    /// Manifest entries of what was announced, to be preserved or to be removed: they count if the item is there. Items without
+    /// an entry get one.
     fn recover_preserved(&mut self) -> Result<()> {
         let failed = |source| Stop::Private { path: "ConflictAndDeleted".into(), source };
         let mut after = 0;

@@ -225,7 +225,7 @@ pub struct Preserved {
     pub hash: Option<Hash>,
     /// A directory with all that is in it.
     pub directory: bool,
-    /// Announced, not yet seen to be there: what a crash may leave.
+    /// Announced, not yet seen to be there, or about to be removed: what a crash may leave.
     pub pending: bool,
 }
 

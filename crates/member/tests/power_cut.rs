@@ -196,3 +196,40 @@ fn mutant_that_tells_before_it_is_durable_is_caught() {
     break_step(None);
     assert!(lost, "no power cut took away what another had been told of");
 }
+
+/// The second one purges what was replaced before; its power is cut at each step of that.
+#[test]
+fn what_is_purged_is_gone_with_its_entry_or_there_with_it() {
+    let limits = Limits { seen_bytes: 100, ..Limits::default() };
+    let (mut steps, mut purged) = (0, 0);
+    loop {
+        let mut died = false;
+        for seed in 0..8 {
+            let mut couple = Couple::new(limits, DiskConfig::default(), |fs: &SimFs| fs.write(NAME, &[0; 60]).unwrap());
+            couple.connect();
+            settle(&mut couple);
+            couple.members[1].fs.power().cut_after(steps);
+            for text in 1..5 {
+                couple.change(&[&|fs| fs.write(NAME, &[text; 60]).unwrap()]);
+                settle(&mut couple);
+            }
+            died |= couple.members[1].replica.take().is_none() || !couple.members[1].fs.power().is_on();
+            drop(couple.members[1].fs.crash(seed));
+            couple.restart(limits);
+            settle(&mut couple);
+            let kept = couple.members[1].replica.as_ref().unwrap().preserved(0, 100).unwrap();
+            let private = couple.members[1].fs.private_tree();
+            let there = private.keys().filter_map(|path| path.strip_prefix(b"ConflictAndDeleted/"));
+            let named = kept.iter().map(anabranch_member::Preserved::file_name);
+            let when = format!("power cut {seed} after step {steps}");
+            assert_eq!(there.map(<[u8]>::to_vec).collect::<Vec<_>>(), named.collect::<Vec<_>>(), "{when}");
+            assert!(kept.iter().all(|item| !item.reason.unseen() && !item.pending), "{when}: {kept:?}");
+            purged += u64::from(kept.first().is_some_and(|item| item.number > 1));
+        }
+        if !died {
+            break;
+        }
+        steps += 1;
+    }
+    assert!(steps > 20 && purged > 20, "{purged} purged in {steps} steps");
+}
