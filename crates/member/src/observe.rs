@@ -87,7 +87,7 @@ struct Batch<D> {
     modified: Vec<Modified>,
     /// Nodes whose name no longer leads to them.
     gone: BTreeMap<NodeId, Node>,
-    /// Those of them that lie in a directory that was preserved whole: no user need have deleted them.
+    /// Those of them that lie in a directory that was preserved whole, or are one: no user need have deleted them.
     put_back: BTreeSet<NodeId>,
     /// UIDs of what was recorded as new.
     made: BTreeSet<Uid>,

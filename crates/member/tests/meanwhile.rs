@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anabranch_member::Limits;
 use anabranch_model::{Timestamp, Uid};
-use anabranch_volume::simulated::{DiskConfig, SimFs};
+use anabranch_volume::simulated::{Call, DiskConfig, Mode, SimFs};
 use couple::{Couple, expect_equal, expect_known, settle};
 
 fn start(limits: Limits) -> Couple {
@@ -125,6 +125,39 @@ fn a_new_directory_is_filled_and_moved() {
             fs.rename(b"n", b"d/n").unwrap();
         },
     );
+}
+
+/// He opens the old file just before the new one comes, so it is taken back; and just before that he puts a directory in its
+/// place, which comes out instead.
+#[test]
+fn a_file_changes_places_with_a_directory_while_it_is_taken_back() {
+    let mut couple = start(Limits::default());
+    settle(&mut couple);
+    let [one, two] = [0, 1].map(|at| couple.members[at].fs.clone());
+    let (mut open, mut exchanges) = (None, 0);
+    two.set_interloper_everywhere(Box::new(move |fs, call| {
+        if call == Call::Exchange {
+            match exchanges {
+                0 => open = fs.user_look_up(b"f", Mode::Append).ok(),
+                1 => {
+                    fs.swap(b"f", b"d").unwrap();
+                    fs.user_put(open.unwrap(), None, b" and more");
+                    fs.user_close(open.unwrap());
+                }
+                _ => {}
+            }
+            exchanges += 1;
+        }
+    }));
+    one.write(b"f", b"three").unwrap();
+    settle(&mut couple);
+    two.set_interloper(None);
+    expect_known(&couple, "after the swap");
+    assert_eq!(two.read(b"f/g").unwrap().bytes(), b"one");
+    assert_eq!(two.read(b"d").unwrap().bytes(), b"three");
+    let kept = couple.members[1].replica.as_ref().unwrap().preserved(0, 100).unwrap();
+    assert!(kept.iter().all(|item| !item.directory && item.reason.unseen()), "{kept:?}");
+    assert!(two.private_tree().values().any(|e| e.content.as_ref().is_some_and(|c| c.bytes() == b"one and more")));
 }
 
 #[test]

@@ -229,11 +229,12 @@ where
                     other => other,
                 };
                 match back {
-                    Ok(()) => {
+                    Ok(()) if !self.give_back_what_is_not_ours(install) => {
                         install.outcome = Outcome::Wait(Waiting::InUse);
                         return self.look_at_what_came_back(install);
                     }
                     // It stays preserved, as something that nobody has seen.
+                    Ok(()) => install.reason = Reason::LostEdit,
                     Err(error) => {
                         install.reason = Reason::LostEdit;
                         self.failed(install.parent, &install.name, &error)?;
@@ -249,6 +250,16 @@ where
         install.guard = None;
         install.outcome = Outcome::Done;
         Ok(())
+    }
+
+    /// Just before we took our file back somebody put another thing at its name: that is what came out. It is put back, and
+    /// what had the name first is in staging again.
+    fn give_back_what_is_not_ours(&self, install: &Install<F>) -> bool {
+        let staging = &self.private.staging;
+        let came = self.fs.stat(staging, &install.private).ok().flatten();
+        came.is_some_and(|stat| stat.object != install.prepared.object)
+            && !broken(Step::LookAtWhatCameOut)
+            && self.fs.exchange(staging, &install.private, &install.dir, &install.name).is_ok()
     }
 
     /// For a moment our file was in place, and somebody may have written into it: then it is his, and is preserved.

@@ -191,8 +191,9 @@ where
                     self.reach(batch, seen, &directory, 0)?;
                     self.look(batch, seen, here.0, here.1)?;
                     let found = batch.found.iter().any(|f| f.stat.object == node.object);
-                    let shown = node.uid.map(|uid| self.records.shown(uid)).transpose()?.flatten().is_some();
-                    if !found && (shown || !self.is_preserved_below(&directory)) {
+                    if !found && self.is_preserved_below(&directory) {
+                        batch.put_back.insert(node.id);
+                    } else if !found {
                         // What it lies in is in flux: it is somewhere, so it is not gone.
                         batch.gone.remove(&node.id);
                         self.node_again_later(node)?;
@@ -203,7 +204,12 @@ where
                         // Another name of it was preserved with what it lies in, or it was moved in there before: nobody
                         // can tell which. What the view shows is put back; of the rest nothing is left in the tree.
                         batch.put_back.insert(node.id);
-                    } else if !self.is_private(&directory) {
+                    } else if self.is_private(&directory) {
+                        // A directory has one name only, and it was we who gave it this one.
+                        if node.is_dir() {
+                            batch.put_back.insert(node.id);
+                        }
+                    } else {
                         self.look_at_unknown(batch, seen, directory)?;
                         if !batch.found.iter().any(|f| f.stat.object == node.object) {
                             batch.gone.remove(&node.id);
