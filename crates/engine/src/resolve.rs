@@ -202,6 +202,9 @@ impl<K: Kv> Records<K> {
             self.counters.clock = Hlc(self.counters.clock.0.saturating_add(1)).max(now);
             time = Time { clock: self.counters.clock, change: version, resolutions: 1 };
         }
+        // What it replaces may bear a time that no clock has reached, taken in while the clock here was ahead as well, and so does
+        // this one then. Nobody but its author stamps it anew, and the author knows by this that there is something to be.
+        self.counters.clock = self.counters.clock.max(time.clock);
         Written { version, time, history, merged: false }
     }
 

@@ -390,6 +390,25 @@ fn what_had_seen_a_change_of_the_future_stands_when_both_are_stamped_anew() {
 }
 
 #[test]
+fn a_resolution_of_a_change_of_the_future_is_stamped_anew_by_who_wrote_it() {
+    let (mut a, mut b) = (replica(A), replica(B));
+    let now = Hlc(1_000_000_000);
+    let future = Hlc(now.0 + LIMIT + 50);
+    let lost = step(&mut a, |a| a.add(future, file(Uid::ROOT, "x", 1)).unwrap());
+    // Its clock is ahead as well, and is set right.
+    assert!(matches!(pull(&mut b, &a, future), PassEnd::Complete(_)));
+    step(&mut b, |b| assert_eq!(b.restamp(now, LIMIT, &[]).unwrap(), 0));
+    assert!(b.clock().0 <= now.0 + LIMIT);
+    step(&mut b, |b| b.add(now, directory(Uid::ROOT, "x")).unwrap());
+    step(&mut b, |b| assert_eq!(b.resolve(now, ResolveScope::All).unwrap(), 1));
+    assert!(b.clock().0 > now.0 + LIMIT);
+    step(&mut b, |b| assert_eq!(b.restamp(now, LIMIT, &[]).unwrap(), 1));
+    let written = b.record(lost).unwrap().unwrap().placement.written;
+    assert_eq!((written.version.replica, written.time.change, written.time.resolutions), (B, lost.0, 1));
+    assert!(written.time.clock.0 <= now.0 + LIMIT && b.clock().0 <= now.0 + LIMIT);
+}
+
+#[test]
 fn what_a_former_replica_id_stamped_in_the_future_is_stamped_anew_too() {
     let (now, hour) = (Hlc(10 * LIMIT), 3_600_000_000);
     let (mut a, mut b) = (replica(A), replica(B));
