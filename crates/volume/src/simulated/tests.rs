@@ -287,6 +287,24 @@ fn a_writer_waits_for_the_lease_and_writes_into_what_it_looked_up() {
 }
 
 #[test]
+fn what_people_removed_while_they_wrote_it_is_theirs_though_another_name_of_it_was_preserved() {
+    let fs = disk(5);
+    let root = fs.root();
+    fs.create_dir(&root, b".anabranch").unwrap();
+    let private_dir = fs.open_dir(&root, b".anabranch").unwrap();
+    fs.write(b"a", b"old").unwrap();
+    fs.link(b"a", b"b").unwrap();
+    let open = fs.user_open(b"a", Mode::Append).unwrap();
+    fs.rename_new(&root, b"b", &private_dir, b"kept").unwrap();
+    fs.remove(b"a").unwrap();
+    let _ = fs.take_deeds();
+    fs.user_put(open, None, b", new");
+    fs.user_close(open);
+    let finished = |deed: &Deed| matches!(deed, Deed::Finished { .. });
+    assert!(!fs.take_deeds().iter().any(finished));
+}
+
+#[test]
 fn an_open_past_its_lookup_shows_in_a_pause() {
     let fs = disk(12);
     let root = fs.root();

@@ -237,7 +237,7 @@ impl Disk {
 
     fn finish(&mut self, path: &[u8], number: u64) {
         // What people removed while somebody wrote it is gone by their own doing; not so what replication removed.
-        if self.inode(number).is_ok_and(|i| i.links == 0 && i.removed_by_user) {
+        if self.inode(number).is_ok_and(|i| i.removed_by_user) && !self.is_seen(number) {
             return;
         }
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
@@ -365,9 +365,21 @@ impl Disk {
         }
     }
 
+    /// Has it a name that people see? One under which it was preserved is none.
+    fn is_seen(&self, number: u64) -> bool {
+        let mut seen = false;
+        if self.inode(number).is_ok_and(|inode| inode.links > 0) {
+            self.walk(ROOT, &mut Vec::new(), &mut |found, path| {
+                seen |= found == number && !path.starts_with(PRIVATE);
+            });
+        }
+        seen
+    }
+
     fn note_removed(&mut self, number: u64) {
+        let seen = self.is_seen(number);
         if let Ok(inode) = self.inode_mut(number) {
-            inode.removed_by_user = inode.links == 0;
+            inode.removed_by_user = !seen;
         }
     }
 
