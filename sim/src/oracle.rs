@@ -628,6 +628,23 @@ mod tests {
     }
 
     #[test]
+    fn who_takes_the_last_of_several_names_ends_it_whoever_took_the_others() {
+        let content = Thing::file(b"old");
+        let mut oracle = Oracle::new(0);
+        let lost = |oracle: &Oracle| {
+            let mut out = Vec::new();
+            oracle.lost(&[], &mut out);
+            out.len()
+        };
+        oracle.deed(0, 10, Deed::Finished { path: b"one".to_vec(), content: content.clone() }, &|_| true);
+        oracle.deed(0, 20, Deed::Linked { content: content.clone() }, &|_| true);
+        oracle.deed(1, 30, Deed::Unlinked { content: content.clone() }, &|_| true);
+        assert_eq!(lost(&oracle), 1);
+        oracle.deed(0, 40, Deed::Unlinked { content }, &|_| true);
+        assert_eq!(lost(&oracle), 0);
+    }
+
+    #[test]
     fn what_takes_a_name_soon_goes_on_with_the_file_that_left_it() {
         assert_eq!(held_against(15_000_000), 0);
         assert_eq!(held_against(5), 1);
