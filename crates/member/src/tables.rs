@@ -481,6 +481,8 @@ pub(crate) fn read_work(key: &[u8]) -> Result<Work, KvError> {
 
 #[cfg(test)]
 mod tests {
+    use anabranch_engine::MemoryKv;
+
     use super::*;
 
     #[test]
@@ -502,6 +504,38 @@ mod tests {
             };
             let read = Preserved::decode(7, &item.encode()).expect("what was written can be read");
             assert!(path.ends_with(&read.path) && read.path.len() == length.min(PATH_BYTES_MAX), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn intents_are_rows_of_many_and_those_of_one_are_read_as_well() {
+        let intent = |number: usize| Intent {
+            uid: Uid(Version { replica: ReplicaId([7; 16]), sequence: Sequence(number as u64) }),
+            version: Version { replica: ReplicaId([8; 16]), sequence: Sequence(number as u64 + 1) },
+            hash: [number as u8; 32],
+            parent: NodeId(number as u64),
+            name: vec![b'n'; 1 + number % 255],
+            private: b"f-1".to_vec(),
+            object: Object(vec![1; 12].into()),
+            replaces: (number % 2 == 0).then(|| (Object(vec![2; 128].into()), FileStamp::default())),
+            preserved: number as u64,
+        };
+        for count in [0, 1, INTENTS_A_ROW, INTENTS_A_ROW + 1, 2048] {
+            let mut kv = MemoryKv::default();
+            kv.begin().expect("begin");
+            let intents: Vec<_> = (0..count).map(intent).collect();
+            put_intents(&mut kv, &intents).expect("put");
+            let single = intent(1 << 20);
+            kv.put(Table::Intents, &uid_key(single.uid), &single.encode()).expect("put");
+            let rows = kv.range(Table::Intents, &[], None, usize::MAX).expect("range").len();
+            assert_eq!(rows, count.div_ceil(INTENTS_A_ROW) + 1);
+            let mut taken = take_intents(&mut kv).expect("take");
+            assert_eq!(taken.pop().as_ref(), Some(&single), "keys of one row are longer, and these begin later");
+            assert_eq!(taken, intents);
+            assert_eq!(take_intents(&mut kv).expect("take"), []);
+            put_intents(&mut kv, &intents).expect("put");
+            drop_intents(&mut kv, count).expect("drop");
+            assert_eq!(take_intents(&mut kv).expect("take"), []);
         }
     }
 }
