@@ -9,12 +9,11 @@
 //! the view), *fetch* (content that the tree lacks is asked for), *serve*.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
 
 use anabranch_engine::kv::{Kv, KvError, Table};
 use anabranch_engine::{ChangeError, Records, ResolveScope};
-use anabranch_model::{ChangeNumber, FolderId, Hlc, Knowledge, Names, ReplicaId, Uid, Version};
-use anabranch_net::message::{Acknowledgement, Envelope, Mark, Message};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, Names, ReplicaId, Uid, Version};
+use anabranch_net::message::{Envelope, Mark, Message};
 use anabranch_volume::fs::{Fs, Object};
 use anabranch_volume::watch::Hint;
 
@@ -24,11 +23,16 @@ use crate::events::{Event, EventKind};
 use crate::fetch::Fetching;
 use crate::install::{Ahead, ReadySet};
 use crate::kept::Lately;
-use crate::nodes::{self, NodeId, ROOT_NODE};
+use crate::nodes::{self, NodeId};
 use crate::observe::Large;
 use crate::scan::Scan;
 use crate::tables::{self, Meta};
 use crate::undone::Undone;
+
+mod hints;
+mod places;
+mod questions;
+mod telling;
 
 /// A link to a partner, numbered by the caller.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
@@ -43,8 +47,6 @@ pub enum Partner {
     Downstream,
 }
 
-/// Of what is outstanding, so many things are named.
-const NAMED: usize = 5;
 /// Names of a path that is put together for people; a longer one loses its beginning.
 pub(crate) const PATH_NAMES_MAX: usize = 4096;
 
@@ -427,12 +429,6 @@ where
         self.dirs.clear();
     }
 
-    /// The name of this database's life.
-    #[must_use]
-    pub fn replica_id(&self) -> ReplicaId {
-        self.records.replica()
-    }
-
     /// The next thing to be done by the caller.
     pub fn poll(&mut self) -> Option<Output> {
         self.out.pop_front()
@@ -564,167 +560,6 @@ where
         self.config.members = members;
     }
 
-    /// Is the folder in step on all its members, as far as they said? What is outstanding, in words, where it is not.
-    ///
-    /// # Errors
-    /// [`Stop::Database`].
-    pub fn outstanding_words(&self) -> Result<Vec<String>> {
-        let mut words = Vec::new();
-        let own = &self.config.member;
-        if self.root_lost {
-            words.push(format!("{own}: the folder's root is not there"));
-        }
-        if self.phase != Phase::Normal {
-            words.push(format!("{own}: initial sync or a full comparison is under way"));
-        }
-        if !(self.changed.is_empty() && self.scan.is_empty() && self.later.is_empty()) {
-            let count = self.changed.len() + self.scan.len() + self.later.len();
-            words.push(format!("{own}: {count} local changes are still to be looked at"));
-            for (parent, name) in self.later.keys().take(NAMED) {
-                words.push(format!(
-                    "{own}: {} (in use or not readable)",
-                    String::from_utf8_lossy(&self.node_path(*parent, name)?)
-                ));
-            }
-        }
-        let todo = self.records.kv().range(Table::Todo, &[], None, NAMED + 1)?;
-        for (key, _) in todo.iter().take(NAMED) {
-            if let tables::Work::Uid(uid) = tables::read_work(key)? {
-                let why = self.waiting.get(key).map(|(_, why)| format!(" ({})", why.words())).unwrap_or_default();
-                words.push(format!("{own}: {}{why}", self.record_path(uid)?));
-            }
-        }
-        if todo.len() > NAMED {
-            words.push(format!("{own}: and {} more", self.outstanding(1 << 20)?.saturating_sub(NAMED)));
-        }
-        for link in self.links.values().filter(|l| l.partner == Partner::Upstream) {
-            let name = link.peer.as_ref().map_or("a partner", |(name, _)| name);
-            let behind = match &link.peer {
-                Some((_, id)) => !link.passed || link.pulling || self.records.pass_state(*id)?.cursor < link.number,
-                None => true,
-            };
-            if behind {
-                words.push(format!("{own}: has not taken in all that {name} knows"));
-            }
-        }
-        let acks = tables::acknowledgements(self.records.kv())?;
-        for member in &self.config.members {
-            match acks.iter().find(|a| a.member == *member) {
-                None => words.push(format!("{member}: has not acknowledged anything yet")),
-                Some(ack) if ack.held == *self.records.known() => {}
-                Some(ack) => {
-                    words.push(format!("{member}: has not acknowledged everything"));
-                    words.extend(self.not_held(ack)?);
-                }
-            }
-        }
-        Ok(words)
-    }
-
-    /// Some paths that a member has not acknowledged.
-    fn not_held(&self, ack: &Acknowledgement) -> Result<Vec<String>> {
-        let mut words = Vec::new();
-        let (mut after, mut looked) = (None, 0);
-        while words.len() < 5 && looked < 100_000 {
-            let page = self.records.records(after, 1024)?;
-            let Some(last) = page.last() else { break };
-            after = Some(last.uid);
-            looked += page.len();
-            for record in page {
-                if words.len() < 5 && !record.versions().all(|v| ack.held.covers(v)) {
-                    words.push(format!("{}: {}", ack.member, self.record_path(record.uid)?));
-                }
-            }
-        }
-        Ok(words)
-    }
-
-    /// The folder.
-    #[must_use]
-    pub fn folder(&self) -> FolderId {
-        self.config.folder
-    }
-
-    /// The records, for listings and tests.
-    #[must_use]
-    pub fn records(&self) -> &Records<K> {
-        &self.records
-    }
-
-    /// The file system, for tests.
-    #[must_use]
-    pub fn fs(&self) -> &F {
-        &self.fs
-    }
-
-    /// Where it is in its life.
-    #[must_use]
-    pub fn phase(&self) -> Phase {
-        self.phase
-    }
-
-    /// What happened so far.
-    #[must_use]
-    pub fn counters(&self) -> Counters {
-        self.counters
-    }
-
-    /// Manifest entries with numbers above `after`.
-    ///
-    /// # Errors
-    /// [`Stop::Database`].
-    pub fn preserved(&self, after: u64, limit: usize) -> Result<Vec<tables::Preserved>> {
-        Ok(tables::preserved(self.records.kv(), after, limit)?)
-    }
-
-    /// Is nothing outstanding here, as far as this replica knows: no local change to look at, nothing to install?
-    ///
-    /// # Errors
-    /// [`Stop::Database`].
-    pub fn settled(&self) -> Result<bool> {
-        Ok(self.changed.is_empty()
-            && self.scan.is_empty()
-            && self.later.is_empty()
-            && self.phase == Phase::Normal
-            && !self.root_lost
-            && self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty())
-    }
-
-    /// How many items are not installed here yet, at most `limit`.
-    ///
-    /// # Errors
-    /// [`Stop::Database`].
-    pub fn outstanding(&self, limit: usize) -> Result<usize> {
-        let looks = self.changed.len() + self.scan.len() + self.later.len();
-        Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len() + looks)
-    }
-
-    /// Items that wait and why, at most `limit`: path and cause.
-    ///
-    /// # Errors
-    /// [`Stop::Database`].
-    pub fn waiting_items(&self, limit: usize) -> Result<Vec<(String, Waiting)>> {
-        let mut out = Vec::new();
-        for (key, (_, why)) in self.waiting.iter().take(limit) {
-            if let tables::Work::Uid(uid) = tables::read_work(key)? {
-                out.push((self.record_path(uid)?, *why));
-            }
-        }
-        Ok(out)
-    }
-
-    /// Is every upstream partner connected, and is nothing of it outstanding as far as it said?
-    #[must_use]
-    pub fn pulled(&self) -> bool {
-        self.links.values().filter(|l| l.partner == Partner::Upstream).all(|l| {
-            l.passed
-                && !l.pulling
-                && l.peer
-                    .as_ref()
-                    .is_some_and(|(_, id)| self.records.pass_state(*id).is_ok_and(|state| state.cursor >= l.number))
-        })
-    }
-
     pub(crate) fn report(&mut self, kind: EventKind, detail: impl Into<String>) {
         self.out.push_back(Output::Report(Event::new(kind, detail)));
     }
@@ -740,168 +575,6 @@ where
     pub(crate) fn send(&mut self, link: LinkId, message: Message) {
         let folder = self.config.folder;
         self.out.push_back(Output::Send(link, Envelope { folder, message }));
-    }
-
-    /// A directory of the tree, open and compared with its node by its object (design, section 8).
-    ///
-    /// `Ok(None)`: it is not there now, or is another one than the database says: a local change that will be seen.
-    pub(crate) fn dir(&mut self, id: NodeId) -> Result<Option<F::Dir>> {
-        Ok(self.open_node(id)?.unwrap_or(None))
-    }
-
-    /// As [`Self::dir`]; the inner error: it cannot be opened now, which says nothing about whether it is there.
-    pub(crate) fn open_node(&mut self, id: NodeId) -> Result<io::Result<Option<F::Dir>>> {
-        // From here upwards until something is open; no deeper than any tree is, should the rows ever go in a circle.
-        let mut chain = Vec::new();
-        let mut at = id;
-        let mut dir = loop {
-            if let Some(dir) = self.dirs.get(&at) {
-                break dir.clone();
-            } else if at == ROOT_NODE {
-                break self.fs.root();
-            } else if at == nodes::STAGING_NODE {
-                break self.private.staging.clone();
-            }
-            let Some(node) = nodes::get(self.records.kv(), at)?.filter(|_| chain.len() < 4096) else {
-                return Ok(Ok(None));
-            };
-            at = node.parent;
-            chain.push(node);
-        };
-        while let Some(node) = chain.pop() {
-            let opened = self.fs.open_dir(&dir, &node.name).and_then(|dir| {
-                let stat = self.fs.stat_dir(&dir)?;
-                Ok((stat.object == node.object).then_some(dir))
-            });
-            dir = match opened {
-                Ok(Some(dir)) => dir,
-                Ok(None) => return Ok(Ok(None)),
-                Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                    return Ok(Ok(None));
-                }
-                Err(error) => return Ok(Err(error)),
-            };
-            self.dirs.insert(node.id, dir.clone());
-        }
-        Ok(Ok(Some(dir)))
-    }
-
-    /// The number for a new node: never one that another node had while this replica is open.
-    pub(crate) fn new_node_id(&mut self) -> NodeId {
-        let id = self.node_floor;
-        self.node_floor += 1;
-        NodeId(id)
-    }
-
-    /// The path of a node, from the root, for people.
-    pub(crate) fn node_path(&self, id: NodeId, name: &[u8]) -> Result<Vec<u8>> {
-        let mut parts = vec![name.to_vec()];
-        let mut id = id;
-        while id != ROOT_NODE && parts.len() < PATH_NAMES_MAX {
-            let Some(node) = nodes::get(self.records.kv(), id)? else { break };
-            parts.push(node.name);
-            id = node.parent;
-        }
-        parts.reverse();
-        Ok(parts.join(&b'/'))
-    }
-
-    /// The path of a record, as its placement says, for people.
-    pub(crate) fn record_path(&self, uid: Uid) -> Result<String> {
-        let mut parts = Vec::new();
-        let mut at = uid;
-        while at != Uid::ROOT && parts.len() < PATH_NAMES_MAX {
-            let Some(record) = self.records.record(at)? else { break };
-            parts.push(record.placement.value.name.to_string());
-            at = record.placement.value.parent;
-        }
-        parts.reverse();
-        Ok(parts.join("/"))
-    }
-
-    /// The directory with this object, if the database has it: where it has two, the one that is where it should be.
-    pub(crate) fn dir_node(&mut self, object: &Object) -> Result<Option<NodeId>> {
-        let mut known = nodes::by_object(self.records.kv(), object)?;
-        known.retain(nodes::Node::is_dir);
-        if known.len() > 1 {
-            for node in &known {
-                if matches!(self.open_node(node.id)?, Ok(Some(_))) {
-                    return Ok(Some(node.id));
-                }
-            }
-        }
-        Ok(known.first().map(|node| node.id))
-    }
-
-    fn take_hints(&mut self, hints: Vec<Hint>) -> Result<()> {
-        for hint in hints {
-            match hint {
-                Hint::Entry { directory, name, closed_after_write } => {
-                    // What is on its way in or out, in staging, is our own.
-                    if let Some(node) = self.dir_node(&directory)?.filter(|n| *n != nodes::STAGING_NODE)
-                        && !(node == ROOT_NODE && anabranch_model::is_reserved(&name))
-                    {
-                        let key = (node, name);
-                        if let Some((moved, _)) = self.moved_away.get(&key)
-                            && let Some(moved) = nodes::get(self.records.kv(), *moved)?
-                        {
-                            // It may be about what was there before we moved it.
-                            if closed_after_write {
-                                self.note_closed((moved.parent, moved.name.clone()))?;
-                            }
-                            if moved.parent != nodes::STAGING_NODE {
-                                self.changed.insert((moved.parent, moved.name));
-                            }
-                        }
-                        self.later.remove(&key);
-                        if closed_after_write {
-                            self.note_closed(key.clone())?;
-                        }
-                        self.changed.insert(key);
-                    }
-                }
-                Hint::Directory { directory } => {
-                    if let Some(node) = self.dir_node(&directory)?.filter(|n| *n != nodes::STAGING_NODE) {
-                        self.scan.next(node);
-                    }
-                }
-                Hint::Everything => {
-                    self.report(EventKind::JournalWrap, self.config.folder_name.clone());
-                    self.scan_everything();
-                }
-            }
-        }
-        if !self.changed.is_empty() || !self.scan.is_empty() {
-            let at = Hlc(self.now.0 + self.config.limits.settle);
-            self.observe_at = Some(self.observe_at.map_or(at, |before| before.min(at)));
-        }
-        Ok(())
-    }
-
-    /// Somebody wrote by this name: into the file, whatever other names the database has for it. Their stamps may say
-    /// nothing, as after a store through a mapping, and no hint names them.
-    fn note_closed(&mut self, place: (NodeId, Vec<u8>)) -> Result<()> {
-        let node = nodes::at(self.records.kv(), place.0, &place.1)?;
-        self.large.closed(&place, node.as_ref().map(|node| &node.object));
-        if let Some(node) = node {
-            for other in nodes::by_object(self.records.kv(), &node.object)?.into_iter().filter(|n| n.id != node.id) {
-                let other = (other.parent, other.name);
-                self.closed.insert(other.clone());
-                self.changed.insert(other);
-            }
-        }
-        self.closed.insert(place);
-        Ok(())
-    }
-
-    /// Begins a comparison of the whole tree with the database, and of the directories that are parked in staging: what
-    /// lies in them may have changed before they were.
-    pub fn scan_everything(&mut self) {
-        self.scan.clear();
-        self.scan.next(ROOT_NODE);
-        self.scan.next(nodes::STAGING_NODE);
-        self.scanning = true;
-        self.observe_at = Some(self.now);
     }
 
     /// Puts UIDs whose view or facets changed on the list of work.
@@ -981,110 +654,5 @@ where
         self.put_mark()?;
         self.records.commit()?;
         Ok(())
-    }
-
-    /// Tells downstream partners that the change number has grown.
-    fn push(&mut self) -> Result<()> {
-        let number = self.records.change_number();
-        let links: Vec<_> = self
-            .links
-            .iter()
-            .filter(|(_, l)| l.partner == Partner::Downstream && l.peer.is_some() && l.pushed < number)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in links {
-            if let Some(link) = self.links.get_mut(&id) {
-                link.pushed = number;
-            }
-            self.send(id, Message::Grown { number });
-        }
-        let waiting = |link: &Link| link.unanswered.filter(|after| *after < number || !self.first_scan);
-        let waiting: Vec<_> = self.links.iter().filter_map(|(id, l)| waiting(l).map(|after| (*id, after))).collect();
-        for (id, after) in waiting {
-            if let Some(link) = self.links.get_mut(&id) {
-                link.unanswered = None;
-            }
-            self.serve_page(id, after, &Knowledge::default(), false)?;
-        }
-        Ok(())
-    }
-
-    /// Says what is held here, once nothing is outstanding; collects tombstones that everybody acknowledged.
-    fn acknowledge(&mut self) -> Result<()> {
-        if self.phase != Phase::Normal || !self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty() {
-            return Ok(());
-        }
-        let mut known = tables::acknowledgements(self.records.kv())?;
-        let own = known.iter().find(|a| a.member == self.config.member);
-        let held = self.records.known().clone();
-        if own.is_none_or(|a| a.held != held || a.replica != self.records.replica()) {
-            let serial = own.map_or(0, |a| a.serial + 1).max(self.now.0);
-            let ack =
-                Acknowledgement { member: self.config.member.clone(), replica: self.records.replica(), serial, held };
-            self.records.begin()?;
-            tables::put_acknowledgement(self.records.kv_mut(), &ack)?;
-            known.retain(|a| a.member != ack.member);
-            known.push(ack);
-            self.collect(&known)?;
-            self.records.commit()?;
-        }
-        self.tell_acknowledgements()
-    }
-
-    /// Collects tombstones, in the transaction under way: what every member of the folder has acknowledged.
-    pub(crate) fn collect(&mut self, known: &[Acknowledgement]) -> Result<()> {
-        // A page that is on its way may speak of what is collected meanwhile.
-        if self.links.values().any(|l| l.pulling) {
-            return Ok(());
-        }
-        let mut all: Option<Knowledge> = None;
-        for member in &self.config.members {
-            let Some(ack) = known.iter().find(|a| a.member == *member) else { return Ok(()) };
-            // What that member changed before it acknowledged may keep something that is dead here: it is heard first.
-            if !self.records.known().includes(&ack.held) {
-                return Ok(());
-            }
-            all = Some(match all {
-                None => ack.held.clone(),
-                Some(all) => all.iter().map(|(r, s)| (r, s.min(ack.held.sequence(r)))).collect(),
-            });
-        }
-        if let Some(all) = all {
-            self.records.collect(&all, 4096)?;
-        }
-        Ok(())
-    }
-
-    /// Tells every partner what it has not been told of the members' acknowledgements.
-    pub(crate) fn tell_acknowledgements(&mut self) -> Result<()> {
-        if self.links.values().all(|l| l.peer.is_none()) {
-            return Ok(());
-        }
-        let known = tables::acknowledgements(self.records.kv())?;
-        let mut news = Vec::new();
-        for (id, link) in &mut self.links {
-            if link.peer.is_none() {
-                continue;
-            }
-            let members: Vec<_> =
-                known.iter().filter(|a| link.told_serials.get(&a.member) < Some(&a.serial)).cloned().collect();
-            for ack in &members {
-                link.told_serials.insert(ack.member.clone(), ack.serial);
-            }
-            if !members.is_empty() {
-                news.push((*id, members));
-            }
-        }
-        for (id, members) in news {
-            self.send(id, Message::Acknowledged { members });
-        }
-        Ok(())
-    }
-
-    /// A version counts unless it lies beyond the point at which its replica id was closed.
-    pub(crate) fn cap_closed(closed: &[Version], knowledge: &mut Knowledge) {
-        for version in closed {
-            knowledge.lower(version.replica, version.sequence);
-        }
     }
 }

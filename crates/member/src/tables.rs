@@ -517,7 +517,7 @@ mod tests {
             name: vec![b'n'; 1 + number % 255],
             private: b"f-1".to_vec(),
             object: Object(vec![1; 12].into()),
-            replaces: (number % 2 == 0).then(|| (Object(vec![2; 128].into()), FileStamp::default())),
+            replaces: number.is_multiple_of(2).then(|| (Object(vec![2; 128].into()), FileStamp::default())),
             preserved: number as u64,
         };
         for count in [0, 1, INTENTS_A_ROW, INTENTS_A_ROW + 1, 2048] {
