@@ -8,18 +8,21 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anabranch_engine::MemoryKv;
-use anabranch_model::{Hlc, ReplicaId};
+use anabranch_model::Hlc;
 use anabranch_net::message::Message;
 use anabranch_volume::simulated::{Call, Deed, DiskConfig, Image, Power, Rng, SimClock, SimFs, Thing, Tree};
 
 use crate::counters::Counters;
 use crate::kv::SimKv;
-use crate::machine::{Input, Machine, Opener, Output, Role, Start};
-use crate::network::{Connection, End, LANES};
+use crate::machine::{Input, Machine, Opener, Output};
+use crate::network::{Connection, End};
 use crate::oracle::{Oracle, Violation};
 use crate::plan::Plan;
 use crate::trace::Trace;
 use crate::users::{Ambush, Crowd};
+
+mod links;
+mod power;
 
 /// What members' clocks show when a history begins, microseconds since 1970.
 const BEGIN: u64 = 1_700_000_000_000_000;
@@ -275,69 +278,6 @@ impl<'a> World<'a> {
         true
     }
 
-    // ---- members ----
-
-    /// A member starts, or starts again.
-    fn up(&mut self, number: usize) {
-        let member = &mut self.members[number];
-        if member.machine.is_some() {
-            return;
-        }
-        if !member.mounted {
-            // The service does not start before the volume is there.
-            self.after(1_000_000, Event::Up { member: number });
-            return;
-        }
-        let now = member.set_clock(self.now);
-        let mut fresh = member.fresh.fork();
-        let start = Start {
-            fs: member.fs.clone(),
-            kv: member.kv.clone(),
-            name: member.name.clone(),
-            members: (0..self.plan.members).map(name).collect(),
-            primary: number == self.plan.writer.unwrap_or(0),
-            keep_beside: self.plan.keep_beside,
-            names: self.plan.rule,
-            boot: member.boot.to_be_bytes().to_vec(),
-            place: member.place.to_be_bytes().to_vec(),
-            now,
-            fresh: Box::new(move || {
-                let mut id = [0; 16];
-                id[..8].copy_from_slice(&fresh.bits().to_be_bytes());
-                id[8..].copy_from_slice(&fresh.bits().to_be_bytes());
-                ReplicaId(id)
-            }),
-            staging_bytes: self.plan.staging_bytes,
-            page_bytes: self.plan.page_bytes,
-            name_memory: self.plan.name_memory,
-        };
-        // The watcher's marks stand before the replica begins to scan: hints from here on are its own.
-        let _ = member.fs.take_hints();
-        member.hints_at = None;
-        member.wake_at = None;
-        let opened = (self.open)(start);
-        self.after_users(number);
-        self.say(|| format!("member {number} starts"));
-        match opened {
-            Ok(machine) => {
-                self.counters.count("starts");
-                self.members[number].machine = Some(machine);
-                self.call(number, Input::Time);
-                for connection in self.connections_of(number) {
-                    self.after(1000, Event::Dial { connection });
-                }
-            }
-            Err(why) if self.members[number].power.is_on() => {
-                self.counters.count("starts that failed");
-                self.say(|| format!("member {number} does not start: {why}"));
-                self.end_process(number);
-                self.after(1_000_000, Event::Up { member: number });
-            }
-            // It was cut off while it recovered.
-            Err(_) => self.stopped(number),
-        }
-    }
-
     /// Gives a member something, and carries out what it asks for.
     fn call(&mut self, number: usize, input: Input) {
         let member = &mut self.members[number];
@@ -472,124 +412,6 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The replica is gone; its links go with it, and the other ends notice later.
-    pub(crate) fn go_down(&mut self, number: usize) {
-        self.count_figures(number);
-        self.members[number].machine = None;
-        for index in self.connections_of(number) {
-            let connection = &mut self.connections[index];
-            let end = if connection.ends[0] == number { End::Down } else { End::Up };
-            if connection.link[end as usize].take().is_some() {
-                connection.lose_all();
-                self.notice_later(index, end.other());
-            }
-        }
-    }
-
-    /// Takes what a replica counted into the table.
-    pub(crate) fn count_figures(&mut self, number: usize) {
-        for (what, count) in self.members[number].machine.iter().flat_map(|m| m.figures()) {
-            self.counters.add(&format!("replica: {what}"), count);
-        }
-    }
-
-    /// The planned cut has come.
-    fn stopped(&mut self, number: usize) {
-        match self.members[number].stop.take() {
-            Some(Stop::Process) => self.kill(number),
-            Some(Stop::Power) | None => self.crash(number),
-        }
-    }
-
-    fn off(&mut self, number: usize, boot: u64) {
-        let member = &mut self.members[number];
-        if member.boot == boot && member.stop.is_some() {
-            member.power.cut();
-            self.stopped(number);
-        }
-    }
-
-    fn crash(&mut self, number: usize) {
-        self.after_users(number);
-        self.go_down(number);
-        let seed = self.rng.bits();
-        let member = &mut self.members[number];
-        member.crowd().die();
-        let wreck = member.fs.crash(seed);
-        member.kv = SimKv::from_image(&member.kv.durable(), member.power.clone());
-        member.boot += 1;
-        self.counters.count("power cuts");
-        self.counters.add("names lost by power cuts", wreck.names_lost as u64);
-        for changed in &wreck.changed {
-            self.counters.count(&format!("file after power cut: {:?}", changed.damage));
-        }
-        self.say(|| format!("member {number} loses power: {wreck:?}"));
-        let others = self.disks_but(number);
-        let found = self.oracle.wrecked(self.now, &wreck, &|content| on_any(&others, content));
-        self.violations.extend(found);
-        self.look_at(number);
-        self.back_later(number);
-    }
-
-    /// The process is gone: what it had open is closed, what it had not committed is taken back.
-    pub(crate) fn end_process(&mut self, number: usize) {
-        self.go_down(number);
-        let member = &mut self.members[number];
-        member.fs.process_died();
-        member.kv = SimKv::from_image(&member.kv.image(), member.power.clone());
-        member.stop = None;
-        member.crowd().ambush = None;
-        self.after_users(number);
-    }
-
-    fn kill(&mut self, number: usize) {
-        self.end_process(number);
-        self.counters.count("processes killed");
-        self.say(|| format!("member {number} is killed"));
-        self.after_users(number);
-        self.look_at(number);
-        self.back_later(number);
-    }
-
-    fn back_later(&mut self, number: usize) {
-        let delay =
-            if self.healing { 1000 } else { *self.rng.pick(&[1000, 300_000, 5_000_000, 60_000_000]).unwrap_or(&0) };
-        self.after(delay, Event::Up { member: number });
-    }
-
-    /// Puts disk and database back to an image.
-    pub(crate) fn roll_back(&mut self, number: usize, copied: bool) {
-        let Some((image, kv)) = self.members[number].image.take() else { return };
-        self.members[number].put_back_after_page = false;
-        // Whatever is there afterwards counts as there: so it is asked about before.
-        self.look_at(number);
-        (0..self.members.len()).for_each(|member| self.look_into(member));
-        self.go_down(number);
-        let member = &mut self.members[number];
-        let (before, places) = (member.fs.contents(), places(&member.fs));
-        member.crowd().die();
-        member.fs.restore(&image);
-        member.power.restore();
-        member.stop = None;
-        member.kv = SimKv::from_image(&kv, member.power.clone());
-        member.boot += 1;
-        member.place += u64::from(copied);
-        let after = member.fs.contents();
-        let gone: Vec<Thing> = before.difference(&after).cloned().collect();
-        let there_no_more = &places - &self::places(&member.fs);
-        self.counters.count(if copied { "members copied to other hardware" } else { "members put back to an image" });
-        self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
-        let others = self.disks_but(number);
-        let name = self.members[number].name.clone();
-        self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| in_any_tree(&others, content));
-        self.oracle.left_places(there_no_more.into_iter().map(|(_, content)| content));
-        self.look_at(number);
-        self.back_later(number);
-        if !copied && self.rng.chance(1, 2) {
-            self.leave_alone(number);
-        }
-    }
-
     /// Where members are islands: most connections are cut, and others than before.
     fn tide(&mut self) {
         if self.healing {
@@ -645,14 +467,6 @@ impl<'a> World<'a> {
         self.cut_off(number, false);
     }
 
-    /// Nothing reaches this member, and nothing that it says reaches anybody; or everything again.
-    pub(crate) fn cut_off(&mut self, number: usize, cut: bool) {
-        for index in self.connections_of(number) {
-            self.set_cut(index, End::Down, cut);
-            self.set_cut(index, End::Up, cut);
-        }
-    }
-
     fn disks_but(&self, number: usize) -> Vec<SimFs> {
         self.members.iter().enumerate().filter(|(n, _)| *n != number).map(|(_, m)| m.fs.clone()).collect()
     }
@@ -664,160 +478,6 @@ impl<'a> World<'a> {
         }
         let delay = self.rng.between(2_000_000, 20_000_000);
         self.after(delay, Event::WriteBack { member: number });
-    }
-
-    // ---- the network ----
-
-    fn connections_of(&self, number: usize) -> Vec<usize> {
-        (0..self.connections.len()).filter(|&c| self.connections[c].ends.contains(&number)).collect()
-    }
-
-    fn find_link(&self, number: usize, link: u64) -> Option<(usize, End)> {
-        self.connections.iter().enumerate().find_map(|(index, c)| Some((index, c.end_of(number, link)?)))
-    }
-
-    fn dial(&mut self, index: usize) {
-        let connection = &self.connections[index];
-        if connection.link.iter().all(Option::is_some) {
-            return;
-        }
-        let up = connection.ends.iter().all(|&m| self.members[m].machine.is_some());
-        let free = connection.link.iter().all(Option::is_none) && connection.cut == [false; 2];
-        if !up || !free {
-            let delay = self.rng.between(200_000, 2_000_000);
-            self.after(delay, Event::Dial { connection: index });
-            return;
-        }
-        let (down, upper) = (self.next_link, self.next_link + 1);
-        self.next_link += 2;
-        self.connections[index].link = [Some(down), Some(upper)];
-        self.connections[index].lose_all();
-        let [downstream, upstream] = self.connections[index].ends;
-        self.counters.count("links made");
-        self.say(|| format!("link {down}/{upper}: member {downstream} pulls from member {upstream}"));
-        self.call(upstream, Input::LinkUp(upper, Role::Downstream));
-        // The call may have ended the link, or the member.
-        if self.connections[index].link[0] == Some(down) {
-            self.call(downstream, Input::LinkUp(down, Role::Upstream));
-        }
-    }
-
-    fn deliver(&mut self, index: usize, end: End, lane: usize, life: u64) {
-        if self.connections[index].life != life {
-            return;
-        }
-        let to = end.other();
-        let number = self.connections[index].ends[to as usize];
-        let busy = self.members[number].busy;
-        if busy > self.now {
-            let owed = self.backlog.entry((index, end, lane, life)).or_insert(0);
-            *owed += 1;
-            if *owed == 1 {
-                self.at(busy, Event::Backlog { connection: index, end, lane, life });
-            }
-            return;
-        }
-        let Some((sent, envelope)) = self.connections[index].arrived(end, lane, self.now) else { return };
-        let Some(link) = self.connections[index].link[to as usize] else { return };
-        if self.break_passes > 0 && matches!(envelope.message, Message::Page(_)) && self.rng.chance(1, 2) {
-            self.break_passes -= 1;
-            self.counters.count("broken passes");
-            self.say(|| format!("the pass on link {link} is broken"));
-            self.break_connection(index);
-            return;
-        }
-        self.counters.count("messages");
-        let member = &mut self.members[number];
-        if sent < member.received {
-            self.counters.count("messages that others overtook");
-        }
-        member.received = member.received.max(sent);
-        let half = matches!(&envelope.message, Message::Page(page) if page.complete.is_none());
-        let own_page =
-            matches!(&envelope.message, Message::Page(page) if !page.rows.is_empty() && page.complete.is_some());
-        self.call(number, Input::Received(link, envelope.message));
-        if half {
-            self.look_for_halves(number);
-        }
-        let sender = self.connections[index].ends[end as usize];
-        if own_page && self.members[sender].put_back_after_page {
-            self.counters.count("members put back just after a partner heard of them");
-            self.roll_back(sender, false);
-        }
-    }
-
-    fn work_off(&mut self, index: usize, end: End, lane: usize, life: u64) {
-        let next = Event::Backlog { connection: index, end, lane, life };
-        let busy = self.members[self.connections[index].ends[end.other() as usize]].busy;
-        if self.connections[index].life != life {
-            self.backlog.remove(&(index, end, lane, life));
-        } else if busy > self.now {
-            self.at(busy, next);
-        } else if let Some(owed) = self.backlog.get_mut(&(index, end, lane, life)) {
-            *owed -= 1;
-            if *owed > 0 {
-                self.after(0, next);
-            } else {
-                self.backlog.remove(&(index, end, lane, life));
-            }
-            self.deliver(index, end, lane, life);
-        }
-    }
-
-    /// A connection breaks: what is on its way is lost, and each end notices in its own time.
-    pub(crate) fn break_connection(&mut self, index: usize) {
-        let lost = self.connections[index].lose_all();
-        self.counters.add("messages lost", lost as u64);
-        self.notice_later(index, End::Down);
-        self.notice_later(index, End::Up);
-    }
-
-    fn notice_later(&mut self, index: usize, end: End) {
-        if let Some(link) = self.connections[index].link[end as usize] {
-            let delay = *self.rng.pick(&[0, 1000, 100_000, 3_000_000]).unwrap_or(&0);
-            self.after(delay, Event::Notice { connection: index, end, link });
-        }
-    }
-
-    fn notice(&mut self, index: usize, end: End, link: u64) {
-        let connection = &mut self.connections[index];
-        if connection.link[end as usize] != Some(link) {
-            return;
-        }
-        connection.link[end as usize] = None;
-        connection.lose_all();
-        let number = connection.ends[end as usize];
-        self.say(|| format!("link {link} of member {number} is gone"));
-        // Where only one end had it, the other one notices too.
-        self.notice_later(index, end.other());
-        self.call(number, Input::LinkDown(link));
-        let delay = self.rng.between(10_000, 1_000_000);
-        self.after(delay, Event::Dial { connection: index });
-    }
-
-    /// Stops one direction, or lets it go again.
-    pub(crate) fn set_cut(&mut self, index: usize, end: End, cut: bool) {
-        let connection = &mut self.connections[index];
-        connection.cut[end as usize] = cut;
-        let life = connection.life;
-        if cut {
-            let delay = self.rng.between(GIVE_UP / 10, GIVE_UP);
-            self.after(delay, Event::GiveUp { connection: index, life });
-            return;
-        }
-        for lane in 0..LANES {
-            // All that waited: one event a message.
-            for _ in 0..self.connections[index].waiting(end, lane) {
-                self.after(1, Event::Deliver { connection: index, end, lane, life });
-            }
-        }
-    }
-
-    fn give_up(&mut self, index: usize, life: u64) {
-        let connection = &self.connections[index];
-        if connection.life == life && connection.cut != [false; 2] {
-            self.break_connection(index);
-        }
     }
 
     // ---- people ----

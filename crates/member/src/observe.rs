@@ -18,6 +18,7 @@ use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
 use crate::tables::Meta;
 
+mod identify;
 mod large;
 mod moves;
 mod read;
