@@ -62,9 +62,9 @@ struct Options {
     /// Goes on after a failure, and counts failures.
     #[arg(long)]
     keep_going: bool,
-    /// Histories of each hundred that may fail without the run as a whole failing: a stated debt that only goes down.
+    /// Histories of each thousand that may fail without the run as a whole failing: a stated debt that only goes down.
     #[arg(long, default_value_t = 0, requires = "keep_going")]
-    debt_percent: u64,
+    debt_permille: u64,
     /// Runs each history twice and compares.
     #[arg(long)]
     twice: bool,
@@ -321,12 +321,18 @@ impl Run {
             per("trouble: Partition"),
             per("broken passes"),
         ));
-        if *failed > 0 && options.debt_percent > 0 {
-            let (share, debt) = (*failed as f64 * 100.0 / (*histories).max(1) as f64, options.debt_percent);
-            tell(format_args!("{failed} of {histories} histories failed ({share:.1} %); the stated debt is {debt} %"));
+        if *failed > 0 && options.debt_permille > 0 {
+            let (share, debt) = (*failed as f64 * 100.0 / (*histories).max(1) as f64, options.debt_permille);
+            tell(format_args!(
+                "{failed} of {histories} histories failed ({share:.2} %); the stated debt is {debt} of a thousand"
+            ));
         }
         let complete = !options.require_all || never.is_empty();
-        if failed * 100 <= histories * options.debt_percent && complete { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        if failed * 1000 <= histories * options.debt_permille && complete {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        }
     }
 }
 
