@@ -26,7 +26,7 @@ where
     /// Is the folder in step on all its members, as far as they said? What is outstanding, in words, where it is not.
     ///
     /// # Errors
-    /// [`Stop::Database`].
+    /// [`crate::Stop::Database`].
     pub fn outstanding_words(&self) -> Result<Vec<String>> {
         let mut words = Vec::new();
         let own = &self.config.member;
@@ -131,7 +131,7 @@ where
     /// Manifest entries with numbers above `after`.
     ///
     /// # Errors
-    /// [`Stop::Database`].
+    /// [`crate::Stop::Database`].
     pub fn preserved(&self, after: u64, limit: usize) -> Result<Vec<tables::Preserved>> {
         Ok(tables::preserved(self.records.kv(), after, limit)?)
     }
@@ -139,7 +139,7 @@ where
     /// Is nothing outstanding here, as far as this replica knows: no local change to look at, nothing to install?
     ///
     /// # Errors
-    /// [`Stop::Database`].
+    /// [`crate::Stop::Database`].
     pub fn settled(&self) -> Result<bool> {
         Ok(self.changed.is_empty()
             && self.scan.is_empty()
@@ -152,7 +152,7 @@ where
     /// How many items are not installed here yet, at most `limit`.
     ///
     /// # Errors
-    /// [`Stop::Database`].
+    /// [`crate::Stop::Database`].
     pub fn outstanding(&self, limit: usize) -> Result<usize> {
         let looks = self.changed.len() + self.scan.len() + self.later.len();
         Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len() + looks)
@@ -161,7 +161,7 @@ where
     /// Items that wait and why, at most `limit`: path and cause.
     ///
     /// # Errors
-    /// [`Stop::Database`].
+    /// [`crate::Stop::Database`].
     pub fn waiting_items(&self, limit: usize) -> Result<Vec<(String, Waiting)>> {
         let mut out = Vec::new();
         for (key, (_, why)) in self.waiting.iter().take(limit) {
