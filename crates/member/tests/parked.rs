@@ -96,3 +96,34 @@ fn a_directory_whose_move_waits_is_not_continued_by_what_takes_its_name() {
     assert_eq!(first.read(b"a/x/old").unwrap().bytes(), b"old");
     assert_eq!(couple.members[0].replica.as_ref().unwrap().counters().unseen, 0);
 }
+
+/// A directory was removed, and a new one of its name holds what had been in it and beside it. What was taken to be emptied
+/// serves as the new one by the time it is empty.
+#[test]
+fn a_directory_that_serves_as_another_while_it_is_emptied_stays() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        fs.mkdir(b"b").unwrap();
+        fs.mkdir(b"other").unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    // One after the other, so that each is later than the one before.
+    for name in [&b"b/c"[..], b"a"] {
+        couple.change(&[&|fs| fs.mkdir(name).unwrap()]);
+        settle(&mut couple);
+    }
+    couple.disconnect();
+    couple.change(&[
+        &|fs| fs.rename(b"b/c", b"a/b").unwrap(),
+        &|fs| fs.remove(b"b").unwrap(),
+        &|fs| fs.mkdir(b"b").unwrap(),
+        &|fs| fs.mkdir(b"b/c").unwrap(),
+        &|fs| fs.rename(b"a", b"b/c/a").unwrap(),
+    ]);
+    couple.connect();
+    settle(&mut couple);
+    expect_equal(&couple, "at the end");
+    expect_known(&couple, "at the end");
+    let names: Vec<_> = contents(&couple, 1).into_iter().map(|(path, _)| path).collect();
+    assert_eq!(names, ["b", "b/c", "b/c/a", "b/c/a/b", "other"]);
+}

@@ -354,6 +354,10 @@ where
                 self.look_at(batch, uid, depth + 1)?;
             }
         }
+        // Looking at what is in it may have moved it, or made another directory of it, which stays.
+        let Some(node) = &nodes::get(self.records.kv(), node.id)?.filter(|now| now.uid == node.uid) else {
+            return Ok(Looked::Done);
+        };
         if !nodes::children(self.records.kv(), node.id, None, 1)?.is_empty() {
             return Ok(Looked::Wait(Waiting::Order));
         }
