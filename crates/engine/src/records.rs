@@ -293,14 +293,17 @@ impl<K: Kv> Records<K> {
         self.counters.replica = replica;
     }
 
-    /// Raises the counters to at least the wall time, and by `least` where the clock is behind them, so that numbers issued
-    /// after a return to an old image are new ones (design, section 11): sequence numbers, and change numbers, up to which
-    /// partners have heard.
-    pub fn jump(&mut self, now: Hlc, least: u64) {
+    /// Raises the counters to at least the wall time and by `least`, and by `drawn` more where the clock is behind them, so that
+    /// numbers issued after a return to an old image are new ones (design, section 11): sequence numbers, and change numbers,
+    /// up to which partners have heard.
+    pub fn jump(&mut self, now: Hlc, least: u64, drawn: u64) {
         if broken(Rule::NumbersFollowTheClock) {
             return;
         }
-        let raised = |counter: u64| counter.saturating_add(least).max(now.0);
+        let raised = |counter: u64| {
+            let drawn = if counter < now.0 { 0 } else { drawn };
+            counter.saturating_add(least).saturating_add(drawn).max(now.0)
+        };
         self.counters.highest = Sequence(raised(self.counters.highest.0));
         self.counters.number = ChangeNumber(raised(self.counters.number.0));
     }

@@ -65,12 +65,12 @@ fn numbers_are_not_dense_and_never_below_the_clock() {
     assert_eq!(first.0, Version { replica: A, sequence: Sequence(5000) });
     let second = step(&mut a, |a| a.add(Hlc(10), directory(Uid::ROOT, "y")).unwrap());
     assert_eq!((second.0.sequence, issued(&a, second).time.clock), (Sequence(5001), Hlc(5001)));
-    step(&mut a, |a| a.jump(Hlc(9000), 100));
+    step(&mut a, |a| a.jump(Hlc(9000), 100, 7));
     let third = step(&mut a, |a| a.add(Hlc(10), directory(Uid::ROOT, "z")).unwrap());
     assert_eq!((third.0.sequence, issued(&a, third).time.clock), (Sequence(9001), Hlc(5002)));
     // The clock was set back.
-    step(&mut a, |a| a.jump(Hlc(10), 100));
-    assert_eq!((a.highest(), a.change_number().0), (Sequence(9101), 9101));
+    step(&mut a, |a| a.jump(Hlc(10), 100, 7));
+    assert_eq!((a.highest(), a.change_number().0), (Sequence(9108), 9108));
     step(&mut a, |a| a.set_replica(B));
     let fourth = step(&mut a, |a| a.add(Hlc(10), directory(Uid::ROOT, "w")).unwrap());
     assert_eq!(fourth.0.replica, B);

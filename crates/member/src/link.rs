@@ -626,7 +626,7 @@ where
         }
         self.note_former(old)?;
         self.records.set_replica(fresh);
-        self.records.jump(self.now, 0);
+        self.records.jump(self.now, 0, 0);
         self.gaps.clear();
         tables::put_gaps(self.records.kv_mut(), &self.gaps)?;
         let to = anabranch_engine::kv::after_prefix(Meta::MARKS);

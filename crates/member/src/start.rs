@@ -34,9 +34,16 @@ use crate::scan::Scan;
 use crate::tables::{self, Gap, Intent, Meta, Preserved, Reason};
 use crate::undone::Undone;
 
-/// Numbers passed over at a start where the clock is behind them: more than are issued between an image and the return to it
-/// while a clock that was set back catches up.
+/// Numbers passed over at a start, at least: more than are issued between an image and the return to it while a clock that was
+/// set back catches up.
 const PASSED_OVER: u64 = 1 << 16;
+
+/// How many more to pass over at a start where the clock is behind them. So two returns to one image, whose numbers the clock
+/// does not tell apart, issue different ones.
+fn passed_over_besides(fresh: &mut FreshIds) -> u64 {
+    let [a, b, c, d, ..] = fresh().0;
+    u64::from(u32::from_be_bytes([a, b, c, d]))
+}
 
 fn private_dir<F: Fs>(fs: &F, parent: &F::Dir, name: &[u8]) -> Result<F::Dir> {
     let open = || match fs.open_dir(parent, name) {
@@ -197,7 +204,8 @@ where
             .map_err(|source| Stop::Private { path: "staging".into(), source })?;
         self.records.begin()?;
         let before = (self.records.highest(), self.records.change_number());
-        self.records.jump(self.now, PASSED_OVER);
+        let drawn = passed_over_besides(&mut self.fresh);
+        self.records.jump(self.now, PASSED_OVER, drawn);
         self.first_number = self.records.change_number();
         self.gaps = tables::gaps(self.records.kv())?;
         if !new {

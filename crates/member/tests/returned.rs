@@ -273,3 +273,29 @@ fn who_compared_itself_with_somebody_who_had_been_put_back_too_does_so_again() {
     connect_anew(&mut couple);
     assert_eq!(phase(&couple), Phase::Normal);
 }
+
+/// An image of a member whose clock was ahead when it was taken: no number that is issued after a return follows the clock.
+#[test]
+fn two_returns_to_one_image_issue_different_numbers_even_where_the_clock_is_behind_them() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+    couple.connect();
+    settle(&mut couple);
+    let first = couple.members[0].fs.clone();
+    let (disk, database) = (first.image(), couple.members[0].database.committed());
+    couple.now -= 3_600_000_000;
+    couple.tell_time();
+    let issued = [b"in the first life".as_slice(), b"in the second one"].map(|name| {
+        couple.members[0].replica = None;
+        first.restore(&disk);
+        couple.members[0].database = database.committed();
+        couple.restart_at(0, Limits::default());
+        disconnect(&mut couple);
+        first.write(name, name).unwrap();
+        couple.hear();
+        while couple.step() {}
+        let records = couple.members[0].replica.as_ref().unwrap().records();
+        records.shown_at(Uid::ROOT, name).unwrap().expect("it is recorded").0
+    });
+    assert_eq!(issued[0].replica, issued[1].replica);
+    assert!(issued[0].sequence.0.abs_diff(issued[1].sequence.0) > 1_000, "{issued:?}");
+}
