@@ -131,7 +131,7 @@ where
             }
         }
         let tasks = tasks.into();
-        let results = read_all(&self.fs, &self.beside, &tasks);
+        let results = read_all(&self.fs, &self.beside, self.now, &tasks);
         for ((task, (record, stat)), read) in tasks.iter().zip(known).zip(results) {
             if read.error.is_some() || (read.stat.is_none() && !read.in_use) {
                 continue;

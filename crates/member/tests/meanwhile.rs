@@ -248,3 +248,31 @@ fn an_xattr_is_set_in_the_tick_in_which_an_entry_was_written() {
         assert!(noted, "{}, merged: {merged}", path.escape_ascii());
     }
 }
+
+/// As many bytes are written in the very tick of the clock in which the file was hashed, and the hint names no more than its
+/// directory: the stamp is the same, and nobody says that the file was closed.
+#[test]
+fn what_is_written_in_the_tick_in_which_it_was_hashed_is_seen_though_only_its_directory_is_named() {
+    // The content is not asked for by the name of the one that is written: whoever sends it would find out.
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        fs.write(b"a", b"one").unwrap();
+        fs.write(b"f", b"one").unwrap();
+    });
+    couple.merged = true;
+    let is_known = |couple: &Couple| {
+        let records = couple.members[0].replica.as_ref().unwrap().records();
+        records.shown_at(Uid::ROOT, b"f").unwrap().is_some()
+    };
+    while !is_known(&couple) {
+        assert!(couple.step(), "it is not seen at all");
+    }
+    let fs = couple.members[0].fs.clone();
+    let mtime = |fs: &SimFs| fs.tree()[&b"f"[..]].mtime;
+    let before = mtime(&fs);
+    fs.write(b"f", b"two").unwrap();
+    assert_eq!(mtime(&fs), before, "the clock has ticked");
+    couple.connect();
+    couple.hear();
+    settle(&mut couple);
+    assert_eq!(couple.members[1].fs.read(b"f").unwrap().bytes(), b"two");
+}

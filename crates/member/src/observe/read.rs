@@ -20,6 +20,15 @@ use crate::nodes::{self, Node, NodeId, OnDisk};
 use crate::replica::{Replica, Result};
 use crate::steps::{Step, broken};
 
+/// The longest tick of a kernel's clock, whose beginning is what a change is stamped with, microseconds.
+const TICK: i64 = 10_000;
+
+/// The same where stamps are whole seconds.
+const TICK_OF_SECONDS: i64 = 2_000_000;
+
+/// A stamp that is further ahead than this is not of a change that was made in this call, microseconds.
+const LONGEST_CALL: i64 = 60_000_000;
+
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
     F::Dir: Send + Sync,
@@ -104,7 +113,7 @@ where
             tasks.push(Task { size, dir, name, kind, content, attributes: true, known });
             whose.push((false, at));
         }
-        let results = read_all(&self.fs, &self.beside, &tasks.into());
+        let results = read_all(&self.fs, &self.beside, self.now, &tasks.into());
         for ((is_found, at), read) in whose.into_iter().zip(results) {
             let gone = read.stat.is_none() && read.error.is_none();
             if let Some(error) = &read.error {
@@ -362,13 +371,13 @@ where
 }
 
 /// Reads all tasks, on as many threads as the file system bears; results in the order of the tasks.
-pub(crate) fn read_all<F: Fs>(fs: &F, beside: &Beside, tasks: &Arc<[Task<F::Dir>]>) -> Vec<Read> {
+pub(crate) fn read_all<F: Fs>(fs: &F, beside: &Beside, now: Hlc, tasks: &Arc<[Task<F::Dir>]>) -> Vec<Read> {
     // To wake a thread costs about as much as it takes to hash a few small files.
     let bytes: u64 = tasks.iter().filter(|task| task.content).map(|task| task.size).sum();
     let worth = tasks.len() / 16 + usize::try_from(bytes >> 18).unwrap_or(usize::MAX);
     let threads = fs.parallelism().min(tasks.len()).min(worth).max(1);
     if threads == 1 {
-        return tasks.iter().map(|task| read_one(fs, task)).collect();
+        return tasks.iter().map(|task| read_one(fs, now, task)).collect();
     }
     let next = Arc::new(AtomicUsize::new(0));
     let workers: Vec<_> = (0..threads)
@@ -379,7 +388,7 @@ pub(crate) fn read_all<F: Fs>(fs: &F, beside: &Beside, tasks: &Arc<[Task<F::Dir>
                 loop {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(task) = tasks.get(at) else { return mine };
-                    mine.push((at, read_one(&fs, task)));
+                    mine.push((at, read_one(&fs, now, task)));
                 }
             })
         })
@@ -396,13 +405,24 @@ pub(crate) fn written_since(stat: &Stat, instant: Hlc) -> bool {
     stat.stamp.ctime.seconds >= seconds
 }
 
-fn read_one<F: Fs>(fs: &F, task: &Task<F::Dir>) -> Read {
+/// Was it changed so lately that a change after this may bear the same stamp? Then the stamp does not prove that the bytes are
+/// the same (design, section 5). What is read by the end of a call may have been changed after its `now`.
+fn changed_in_this_tick(stat: &Stat, now: Hlc) -> bool {
+    let ctime = stat.stamp.ctime;
+    let tick = if ctime.nanoseconds == 0 { TICK_OF_SECONDS } else { TICK };
+    let changed = ctime.seconds.saturating_mul(1_000_000).saturating_add(i64::from(ctime.nanoseconds / 1_000));
+    let age = i64::try_from(now.0).unwrap_or(i64::MAX).saturating_sub(changed);
+    (-LONGEST_CALL..tick).contains(&age)
+}
+
+fn read_one<F: Fs>(fs: &F, now: Hlc, task: &Task<F::Dir>) -> Read {
     let mut read = Read { content: None, attributes: None, stat: None, in_use: false, error: None };
     let done = (|| -> io::Result<()> {
         if task.content && task.kind == Kind::File {
             let known = task.known.as_ref().map(|(stat, hash)| (stat, hash));
             match hash_known(fs, &task.dir, &task.name, known)? {
                 Hashing::Done { content, stat, attributes, provisional } => {
+                    let provisional = provisional || changed_in_this_tick(&stat, now);
                     read.content = Some((content, provisional));
                     read.stat = Some(stat);
                     read.attributes = Some(*attributes);

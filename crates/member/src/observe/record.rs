@@ -394,7 +394,9 @@ where
         let known = self.recorded(Some(uid), modified.stat.kind)?.is_some();
         if let Some(value) = value.as_ref().filter(|_| known) {
             let before = old.content.as_ref();
-            let same = before.is_some_and(|c| c.value == *value && c.bytes.is_some());
+            // A candidate that is read again as it was when it became one is nobody's edit.
+            let untouched = known_as.stamp == modified.stat.stamp;
+            let same = before.is_some_and(|c| c.value == *value && (c.bytes.is_some() || untouched));
             if !same {
                 // The history of a candidate is empty: whoever changed it has not seen what is recorded.
                 let base = before.map(|c| c.history.clone());
