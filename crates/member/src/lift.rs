@@ -25,10 +25,18 @@ const OWNERS: u32 = 0o700;
 /// Directories that something was refused in, remembered at once.
 const WANTED_MAX: usize = 1024;
 
+/// A directory with its owner's rights, and its own mode. Without a handle it could not be opened.
+struct Lifted<Dir> {
+    id: NodeId,
+    dir: Option<Dir>,
+    mode: u32,
+}
+
 /// What is lifted, and what shall be.
 pub(crate) struct Lifting<Dir> {
     wanted: BTreeSet<NodeId>,
-    lifted: Vec<(NodeId, Dir, u32)>,
+    /// Between batches only what did not get its mode back: it is tried again with each batch and before each look at the tree.
+    lifted: Vec<Lifted<Dir>>,
     /// Where it cannot be lifted, or was of no use; and until when that is believed.
     refused: BTreeMap<NodeId, Hlc>,
 }
@@ -36,6 +44,13 @@ pub(crate) struct Lifting<Dir> {
 impl<Dir> Default for Lifting<Dir> {
     fn default() -> Self {
         Self { wanted: BTreeSet::new(), lifted: Vec::new(), refused: BTreeMap::new() }
+    }
+}
+
+impl<Dir> Lifting<Dir> {
+    /// Has this directory a mode of our making?
+    pub(crate) fn holds(&self, id: NodeId) -> bool {
+        self.lifted.iter().any(|lifted| lifted.id == id)
     }
 }
 
@@ -58,7 +73,7 @@ where
         lifting.refused.retain(|_, until| *until > now);
         let mut hope = false;
         for id in directories {
-            if lifting.lifted.iter().any(|(lifted, ..)| lifted == id) {
+            if lifting.holds(*id) {
                 lifting.refused.insert(*id, Hlc(now.0 + self.config.limits.resolve));
             } else if !lifting.refused.contains_key(id) && lifting.wanted.len() < WANTED_MAX {
                 lifting.wanted.insert(*id);
@@ -72,6 +87,9 @@ where
     pub(crate) fn lift(&mut self) -> Result<()> {
         let mut chosen = Vec::new();
         for id in std::mem::take(&mut self.lifting.wanted) {
+            if self.lifting.holds(id) {
+                continue;
+            }
             let Some(dir) = self.dir(id)? else { continue };
             match self.fs.stat_dir(&dir) {
                 Ok(stat) if stat.mode & OWNERS != OWNERS => chosen.push((id, dir, stat.mode)),
@@ -92,27 +110,39 @@ where
                 self.lifting.refused.insert(*id, Hlc(self.now.0 + self.config.limits.resolve));
             }
         }
-        self.lifting.lifted = chosen;
+        self.lifting.lifted.extend(chosen.into_iter().map(|(id, dir, mode)| Lifted { id, dir: Some(dir), mode }));
         Ok(())
     }
 
-    /// After a batch: puts the modes back. With `rows`, not in a transaction, their rows go too.
+    /// After a batch, and before a look at the tree: puts the modes back. What cannot get its own back stays lifted, and is
+    /// tried again. With `rows`, not in a transaction, the rows of the others go.
     pub(crate) fn lower(&mut self, rows: bool) -> Result<()> {
         let lifted = std::mem::take(&mut self.lifting.lifted);
         if lifted.is_empty() {
             return Ok(());
         }
         let mut done = Vec::new();
-        for (id, dir, mode) in lifted {
-            match self.put_mode_back(&dir, mode) {
-                Ok(()) => done.push(id),
+        for mut lifted in lifted {
+            let dir = match lifted.dir.take() {
+                Some(dir) => Ok(Some(dir)),
+                None => self.open_node(lifted.id)?,
+            };
+            let lowered = match &dir {
+                Ok(Some(dir)) => self.put_mode_back(dir, lifted.mode),
+                // A directory that people moved meanwhile keeps what it has: it is theirs to set now.
+                Ok(None) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            match lowered {
+                Ok(()) => done.push(lifted.id),
                 Err(error) => {
-                    let text = format!("cannot put the mode {mode:o} of a directory back: {error}");
+                    let text = format!("cannot put the mode {:o} of a directory back: {error}", lifted.mode);
                     self.report_once(EventKind::CannotInstall, text);
+                    self.lifting.lifted.push(Lifted { dir: dir.unwrap_or_default(), ..lifted });
                 }
             }
         }
-        if rows {
+        if rows && !done.is_empty() {
             self.records.begin()?;
             for id in done {
                 self.records.kv_mut().delete(Table::Meta, &row(id))?;
@@ -136,15 +166,10 @@ where
         let rows = self.records.kv().range(Table::Meta, PREFIX, to.as_deref(), usize::MAX)?;
         for (key, mode) in rows {
             let id = NodeId(read_number(key.get(PREFIX.len()..).unwrap_or_default())?);
-            let mode = mode.try_into().map(u32::from_be_bytes).ok();
-            // A directory that people moved meanwhile keeps what it has: it is theirs to set now.
-            if let (Some(mode), Some(dir)) = (mode, self.dir(id)?) {
-                self.lifting.lifted.push((id, dir, mode));
-            } else {
-                self.records.begin()?;
-                self.records.kv_mut().delete(Table::Meta, &key)?;
-                self.records.commit()?;
-            }
+            let Ok(mode) = mode.try_into().map(u32::from_be_bytes) else { continue };
+            // All are opened before any is lowered: one may lie in another.
+            let dir = self.open_node(id)?.unwrap_or_default();
+            self.lifting.lifted.push(Lifted { id, dir, mode });
         }
         self.lower(true)
     }

@@ -190,6 +190,7 @@ where
             self.hold_until = None;
         }
         self.remove_half_made()?;
+        self.lower(true)?;
         let mut batch = Batch {
             found: Vec::new(),
             modified: Vec::new(),
@@ -524,6 +525,11 @@ where
         {
             // It is where the database has it: what it was moved to is not ours any more.
             self.undone.forget(&node.object);
+            if self.lifting.holds(node.id) {
+                // Its mode is of our making still.
+                self.again_later(parent, &name);
+                return Ok(());
+            }
             if self.suspect && node.kind == Kind::File && written_since(&stat, self.checkpoint) {
                 // Until it is read; also if it is in use now.
                 self.closed.insert((parent, name.clone()));

@@ -6,8 +6,8 @@ mod couple;
 
 use anabranch_member::Limits;
 use anabranch_volume::fs::Abilities;
-use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::{Couple, crash_at_every_step, expect_equal, settle};
+use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
+use couple::{Couple, crash_at_every_step, expect_equal, expect_known, settle};
 
 /// A member that runs as the owner of the tree.
 fn ordinary() -> DiskConfig {
@@ -59,4 +59,51 @@ fn a_crash_at_any_step_leaves_no_lifted_mode_behind() {
     for power_cut in [false, true] {
         crash_at_every_step(start, &[&change], &[], 20, power_cut);
     }
+}
+
+/// The disk fails when the mode is to be put back, for as long as a hint takes to be looked at. `restart`: the daemon dies
+/// then, and cannot put it back at its start, either.
+fn a_mode_that_cannot_be_put_back(restart: bool) {
+    let mut couple = start();
+    settle(&mut couple);
+    let second = couple.members[1].fs.clone();
+    let mode = |fs: &SimFs| fs.tree()[&b"locked"[..]].attributes.mode;
+    second.set_interloper_everywhere(Box::new(move |fs, call| {
+        if call == Call::RenameNew && mode(fs) == 0o755 {
+            fs.faults(|f| f.set(Call::WriteAttributes, Fault::Io, 1_000_000));
+        }
+    }));
+    let first = couple.members[0].fs.clone();
+    first.chmod(b"locked", 0o755).unwrap();
+    first.write(b"locked/new", b"new").unwrap();
+    first.chmod(b"locked", 0o555).unwrap();
+    couple.hear();
+    for _ in 0..400 {
+        couple.step();
+        couple.hear();
+    }
+    second.set_interloper(None);
+    assert!(second.exists(b"locked/new"), "it was never lifted");
+    assert_eq!(mode(&second), 0o755, "the mode was put back in spite of it");
+    if restart {
+        couple.restart(Limits::default());
+        for _ in 0..400 {
+            couple.step();
+            couple.hear();
+        }
+    }
+    second.faults(Faults::clear);
+    settle(&mut couple);
+    expect_equal(&couple, "once the disk is well");
+    expect_known(&couple, "once the disk is well");
+}
+
+#[test]
+fn a_mode_that_cannot_be_put_back_is_put_back_later_and_nobodys_choice() {
+    a_mode_that_cannot_be_put_back(false);
+}
+
+#[test]
+fn a_mode_that_cannot_be_put_back_at_a_start_is_put_back_later_and_nobodys_choice() {
+    a_mode_that_cannot_be_put_back(true);
 }
