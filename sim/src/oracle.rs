@@ -59,8 +59,8 @@ struct Fate {
     cut: bool,
     /// Who gave it another path.
     movers: BTreeSet<usize>,
-    /// The file, as its writer goes on writing it: a number of [`Oracle::files`].
-    file: usize,
+    /// The file, as its writer goes on writing it: a number of [`Oracle::files`]. None where it was never finished.
+    file: Option<usize>,
     /// The name that it was given last, and the path that it was moved to last, itself or with its directory.
     name: Vec<u8>,
     path: Vec<u8>,
@@ -79,6 +79,15 @@ struct File {
     movers: BTreeMap<usize, u64>,
 }
 
+/// What had a name until somebody ended or moved it.
+#[derive(Clone, Copy)]
+struct Left {
+    file: usize,
+    when: u64,
+    /// Somebody writes into it: it has its name still.
+    rewritten: bool,
+}
+
 /// Knows what people did.
 #[derive(Default)]
 pub(crate) struct Oracle {
@@ -87,11 +96,11 @@ pub(crate) struct Oracle {
     put_back: BTreeSet<String>,
     /// Files, as their writers go on writing them.
     files: Vec<File>,
-    /// What each member's users ended last: path, file, and when.
-    ended_last: BTreeMap<usize, (Vec<u8>, usize, u64)>,
-    /// From which names each member's users moved which file, and when last: what takes such a name soon after goes on with
-    /// that file (design, section 5), as when an editor puts the old text aside and writes the new one under its name.
-    vacated: BTreeMap<(usize, Vec<u8>), (usize, u64)>,
+    /// Which file each member's users ended last at a path.
+    ended_last: BTreeMap<(usize, Vec<u8>), Left>,
+    /// From which names each member's users moved which file last: what takes such a name soon after goes on with that file
+    /// (design, section 5), as when an editor puts the old text aside and writes the new one under its name.
+    vacated: BTreeMap<(usize, Vec<u8>), Left>,
     /// For how long, microseconds.
     name_memory: u64,
     /// When a disk last lost power or went back to an image.
@@ -141,22 +150,27 @@ impl Oracle {
 
     /// The file that had this name until a short while ago, and was moved away here.
     fn vacated(&self, member: usize, path: &[u8], now: u64) -> Option<usize> {
-        let (file, when) = self.vacated.get(&(member, path.to_vec()))?;
-        (when + self.name_memory > now).then_some(*file)
+        let left = self.vacated.get(&(member, path.to_vec()))?;
+        (left.when + self.name_memory > now).then_some(left.file)
+    }
+
+    /// The file that somebody writes into here, or removed from this name a short while ago.
+    fn goes_on(&mut self, member: usize, path: &[u8], now: u64) -> Option<usize> {
+        let left = self.ended_last.remove(&(member, path.to_vec()))?;
+        (left.rewritten || left.when + self.name_memory > now).then_some(left.file)
     }
 
     /// A user did this. `elsewhere` says whether a content is on any other disk.
     pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed, elsewhere: &dyn Fn(&Thing) -> bool) {
         match deed {
             Deed::Finished { path, content } => {
-                let goes_on = self.ended_last.remove(&member).filter(|(ended, ..)| *ended == path);
-                let goes_on = goes_on.map(|(_, file, _)| file).or_else(|| self.vacated(member, &path, now));
+                let goes_on = self.goes_on(member, &path, now).or_else(|| self.vacated(member, &path, now));
                 let file = goes_on.unwrap_or_else(|| {
                     self.files.push(File::default());
                     self.files.len() - 1
                 });
                 let fate = self.fates.entry(content).or_default();
-                fate.file = file;
+                fate.file = Some(file);
                 fate.name = split(&path).1.to_vec();
                 fate.path = path;
                 if fate.finished == 0 {
@@ -166,11 +180,11 @@ impl Oracle {
                 fate.last = now;
                 fate.handled.insert(member);
             }
-            Deed::Ended { path, content } => {
+            Deed::Ended { path, content, rewritten } => {
                 let fate = self.fates.entry(content).or_default();
-                self.ended_last.insert(member, (path, fate.file, now));
-                if let Some(file) = self.files.get_mut(fate.file) {
-                    file.removers.insert(member);
+                if let Some(file) = fate.file {
+                    self.ended_last.insert((member, path), Left { file, when: now, rewritten });
+                    self.files[file].removers.insert(member);
                 }
                 fate.ended.push((member, now));
                 fate.handled.insert(member);
@@ -187,8 +201,9 @@ impl Oracle {
             }
             Deed::Damaged { before, after } => {
                 self.disturbed = Some(now);
+                let file = self.fates.get(&before).and_then(|fate| fate.file);
                 let fate = self.fates.entry(after).or_default();
-                (fate.made, fate.was) = (true, Some(before.clone()));
+                (fate.made, fate.was, fate.file) = (true, Some(before.clone()), fate.file.or(file));
                 self.take(&before, elsewhere);
             }
         }
@@ -206,15 +221,15 @@ impl Oracle {
         fate.movers.insert(member);
         if itself {
             fate.name = split(&path).1.to_vec();
-            self.vacated.insert((member, fate.path.clone()), (fate.file, now));
-            // What takes a name goes on with the file that had it until then.
-            let before = self.ended_last.get(&member);
-            let before = before.filter(|(ended, _, when)| *ended == path && *when == now).map(|(_, file, _)| *file);
-            if let Some(file) = before.or(vacated) {
-                fate.file = file;
+            if let Some(file) = fate.file {
+                self.vacated.insert((member, fate.path.clone()), Left { file, when: now, rewritten: false });
             }
-            if let Some(file) = self.files.get_mut(fate.file) {
-                file.movers.insert(member, now);
+            // What takes a name goes on with the file that had it until then.
+            let before = self.ended_last.get(&(member, path.clone()));
+            let before = before.filter(|left| left.when == now).map(|left| left.file);
+            fate.file = before.or(vacated).or(fate.file);
+            if let Some(file) = fate.file {
+                self.files[file].movers.insert(member, now);
             }
         }
         fate.path = path;
@@ -223,7 +238,7 @@ impl Oracle {
     /// Did somebody else move the file after this was written, perhaps with what it had held before? Whoever removes it does
     /// not undo that: what wins then has a place (design, section 4).
     fn moved_by_another(&self, fate: &Fate, who: usize) -> bool {
-        let movers = self.files.get(fate.file).map(|file| &file.movers);
+        let movers = fate.file.and_then(|file| self.files.get(file)).map(|file| &file.movers);
         movers.is_some_and(|movers| movers.iter().any(|(mover, when)| *mover != who && *when >= fate.last))
     }
 
@@ -437,7 +452,7 @@ impl Oracle {
                 push(format!("member {who} ended {}, and it is at /{now}", show(content)));
             }
             // Who removed the file meanwhile, whatever it held for him, gave it its place: that which it had there.
-            let removers = self.files.get(fate.file).map_or(0, |file| file.removers.len());
+            let removers = fate.file.and_then(|file| self.files.get(file)).map_or(0, |file| file.removers.len());
             if removers > 1 {
                 continue;
             }
@@ -613,7 +628,7 @@ mod tests {
         oracle.moved(1, 20, old.clone(), b"letter~".to_vec(), true);
         oracle.deed(1, 30, finished(&new), &|_| true);
         oracle.moved(0, 40, old, b"sent".to_vec(), true);
-        oracle.deed(1, 50, Deed::Ended { path: b"letter".to_vec(), content: new }, &|_| true);
+        oracle.deed(1, 50, Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false }, &|_| true);
         let member = AtRest {
             name: "hq0".into(),
             tree: fs.tree(),

@@ -279,7 +279,7 @@ fn a_writer_waits_for_the_lease_and_writes_into_what_it_looked_up() {
     assert_eq!(
         fs.take_deeds(),
         [
-            Deed::Ended { path: path.clone(), content: Thing::file(b"old") },
+            Deed::Ended { path: path.clone(), content: Thing::file(b"old"), rewritten: true },
             Deed::Finished { path, content: Thing::file(b"theirs") },
         ]
     );
@@ -302,6 +302,29 @@ fn what_people_removed_while_they_wrote_it_is_theirs_though_another_name_of_it_w
     fs.user_close(open);
     let finished = |deed: &Deed| matches!(deed, Deed::Finished { .. });
     assert!(!fs.take_deeds().iter().any(finished));
+}
+
+#[test]
+fn what_somebody_removes_while_it_is_written_ends_nothing_that_was_finished() {
+    let fs = disk(13);
+    fs.write(b"a", b"old").unwrap();
+    let open = fs.user_open(b"a", Mode::Truncate).unwrap();
+    let old = Deed::Ended { path: b"a".to_vec(), content: Thing::file(b"old"), rewritten: true };
+    assert_eq!(fs.take_deeds().last(), Some(&old));
+    fs.user_put(open, None, b"the ");
+    fs.user_put(open, None, b"same");
+    assert!(fs.take_deeds().is_empty(), "nobody had finished what he goes on with");
+    fs.write(b"b", b"the same").unwrap();
+    let _ = fs.take_deeds();
+    fs.remove(b"a").unwrap();
+    fs.user_close(open);
+    assert!(fs.take_deeds().is_empty(), "what is at the other path was not ended");
+    let open = fs.user_open(b"b", Mode::Append).unwrap();
+    fs.user_put(open, None, b", longer");
+    fs.append(b"b", b", by another program").unwrap();
+    let _ = fs.take_deeds();
+    fs.user_put(open, None, b".");
+    assert!(matches!(&fs.take_deeds()[..], [Deed::Ended { .. }]), "he changes what that one finished");
 }
 
 #[test]
@@ -400,7 +423,8 @@ fn users_do_what_their_programs_do() {
     fs.write(b"d/tmp", b"2").unwrap();
     let _ = fs.take_deeds();
     fs.rename(b"d/tmp", b"d/a").unwrap();
-    assert_eq!(fs.take_deeds(), [Deed::Ended { path: b"d/a".to_vec(), content: Thing::file(b"1") }]);
+    let ended = Deed::Ended { path: b"d/a".to_vec(), content: Thing::file(b"1"), rewritten: false };
+    assert_eq!(fs.take_deeds(), [ended]);
     fs.symlink(b"l", b"d").unwrap();
     assert!(fs.write(b"l/x", b"no").is_err(), "links are not followed");
     fs.link(b"d/a", b"hard").unwrap();

@@ -79,12 +79,15 @@ pub enum Deed {
         /// What the file or symlink holds.
         content: Thing,
     },
-    /// Replaced, changed or removed what was there, having had it before the eyes.
+    /// Replaced, changed or removed what was there, having had it before the eyes. What nobody has finished yet ends without
+    /// that: something else may hold the same bytes by then.
     Ended {
         /// From the root.
         path: Vec<u8>,
         /// What was there.
         content: Thing,
+        /// He writes into that very file.
+        rewritten: bool,
     },
     /// Gave what holds this one more name.
     Linked {
@@ -129,6 +132,8 @@ pub(super) struct UserOpen {
     path: Vec<u8>,
     mode: Mode,
     pub(super) wrote: bool,
+    /// It wrote since somebody finished what the file holds.
+    half: bool,
     /// It stored through its mapping, and the page is still writable there.
     stored: bool,
     todo: Vec<Step>,
@@ -201,6 +206,9 @@ impl Disk {
     /// What somebody does who takes this name from a file: what it holds ends with the last one. Another hard link keeps it, or
     /// what was one, if it is one that people see.
     fn without_name(&self, path: &[u8], number: u64) -> Option<Deed> {
+        if self.half_written(number) {
+            return None;
+        }
         let inode = self.inode(number).ok()?;
         let content = Thing::of(inode)?;
         let was_linked = self.linked.contains(&content);
@@ -212,8 +220,13 @@ impl Disk {
                 names += u64::from(same && !path.starts_with(PRIVATE));
             });
         }
-        let path = path.to_vec();
-        Some(if names <= 1 { Deed::Ended { path, content } } else { Deed::Unlinked { content } })
+        let (path, rewritten) = (path.to_vec(), false);
+        Some(if names <= 1 { Deed::Ended { path, content, rewritten } } else { Deed::Unlinked { content } })
+    }
+
+    /// Is somebody in the middle of writing it?
+    fn half_written(&self, number: u64) -> bool {
+        self.users.values().any(|user| user.inode == number && user.half)
     }
 
     /// Where a file is that was opened under this path: whoever writes to it does so wherever somebody has moved it since.
@@ -231,7 +244,7 @@ impl Disk {
 
     fn end(&mut self, path: &[u8], number: u64) {
         if let Some(content) = self.inode(number).ok().and_then(Thing::of) {
-            self.deeds.push(Deed::Ended { path: path.to_vec(), content });
+            self.deeds.push(Deed::Ended { path: path.to_vec(), content, rewritten: true });
         }
     }
 
@@ -248,6 +261,7 @@ impl Disk {
             self.deeds.extend((0..more).map(|_| Deed::Linked { content: content.clone() }));
             self.deeds.push(Deed::Finished { path: path.to_vec(), content });
         }
+        self.users.values_mut().filter(|user| user.inode == number).for_each(|user| user.half = false);
     }
 
     fn user_open(&mut self, path: &[u8], mode: Mode) -> io::Result<UserHandle> {
@@ -280,8 +294,8 @@ impl Disk {
         let found = self.inode_mut(inode)?;
         found.opens += 1;
         let path = path.to_vec();
-        let (opened, arrived, wrote, stored) = (false, false, false, false);
-        self.users.insert(id, UserOpen { inode, opened, arrived, path, mode, wrote, stored, todo: Vec::new() });
+        let (opened, arrived, wrote, half, stored) = (false, false, false, false, false);
+        self.users.insert(id, UserOpen { inode, opened, arrived, path, mode, wrote, half, stored, todo: Vec::new() });
         Ok(UserHandle(id))
     }
 
@@ -327,9 +341,10 @@ impl Disk {
         user.wrote = true;
         // Each time: another program on this machine may have finished something in between, and what one program
         // does to another's file here is their affair. An empty file is nothing that anybody had seen.
-        if self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) {
+        if self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) && !self.half_written(number) {
             self.end(&self.path_by_now(number, &path), number);
         }
+        self.users.get_mut(&id).into_iter().for_each(|user| user.half = true);
         // A store through a mapping moves the stamps when its page was clean there, and not again before it is written back.
         let dirty = self.inode(number).is_ok_and(|i| i.dirty);
         let first = self.users.get_mut(&id).is_some_and(|u| !std::mem::replace(&mut u.stored, !stamps) || !dirty);
