@@ -106,6 +106,8 @@ pub(crate) trait Machine {
     fn poll(&mut self) -> Option<Output>;
     /// When it wants to be called again, by its own clock.
     fn deadline(&self) -> Option<Hlc>;
+    /// Has it looked at all that it heard of?
+    fn looked(&self) -> bool;
     /// Is nothing outstanding here, as far as it knows?
     fn settled(&self) -> bool;
     /// What it waits for, in words: for the report of a history that never came to rest.

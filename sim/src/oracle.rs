@@ -45,8 +45,8 @@ struct Fate {
     finished: u64,
     first: u64,
     last: u64,
-    /// Who ended it, and when.
-    ended: Vec<(usize, u64)>,
+    /// Who ended it.
+    ended: Vec<End>,
     /// How many names it was given besides its first one, and how many somebody took from it while it seemed to have more: on
     /// other members each name is a file of its own, and one that was replaced there is still here for a moment.
     linked: u64,
@@ -70,12 +70,21 @@ struct Fate {
     was: Option<Thing>,
 }
 
+/// Somebody replaced, changed or removed it.
+#[derive(Clone, Copy)]
+struct End {
+    who: usize,
+    when: u64,
+    /// What his member's clock showed: what it records of this is not earlier.
+    clock: u64,
+}
+
 /// What people did to a file, whatever it held for them.
 #[derive(Default)]
 struct File {
     /// Who removed it.
     removers: BTreeSet<usize>,
-    /// Who gave it another path, and when last.
+    /// Who gave it another path, and the latest time that his member may have recorded this with.
     movers: BTreeMap<usize, u64>,
 }
 
@@ -103,6 +112,8 @@ pub(crate) struct Oracle {
     vacated: BTreeMap<(usize, Vec<u8>), Left>,
     /// For how long, microseconds.
     name_memory: u64,
+    /// Files that each member's users moved, and that it has not looked at since.
+    unnoticed: BTreeMap<usize, BTreeSet<usize>>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -160,8 +171,14 @@ impl Oracle {
         (left.rewritten || left.when + self.name_memory > now).then_some(left.file)
     }
 
-    /// A user did this. `elsewhere` says whether a content is on any other disk.
-    pub(crate) fn deed(&mut self, member: usize, now: u64, deed: Deed, elsewhere: &dyn Fn(&Thing) -> bool) {
+    /// A user did this, while his member's clock showed this. `elsewhere` says whether a content is on any other disk.
+    pub(crate) fn deed(
+        &mut self,
+        member: usize,
+        (now, clock): (u64, u64),
+        deed: Deed,
+        elsewhere: &dyn Fn(&Thing) -> bool,
+    ) {
         match deed {
             Deed::Finished { path, content } => {
                 let goes_on = self.goes_on(member, &path, now).or_else(|| self.vacated(member, &path, now));
@@ -186,11 +203,12 @@ impl Oracle {
                     self.ended_last.insert((member, path), Left { file, when: now, rewritten });
                     self.files[file].removers.insert(member);
                 }
-                fate.ended.push((member, now));
+                let end = End { who: member, when: now, clock };
+                fate.ended.push(end);
                 fate.handled.insert(member);
                 let was = fate.was.take();
                 if let Some(before) = was.and_then(|was| self.fates.get_mut(&was)) {
-                    before.ended.push((member, now));
+                    before.ended.push(end);
                 }
             }
             Deed::Linked { content } => self.fates.entry(content).or_default().linked += 1,
@@ -229,17 +247,31 @@ impl Oracle {
             let before = before.filter(|left| left.when == now).map(|left| left.file);
             fate.file = before.or(vacated).or(fate.file);
             if let Some(file) = fate.file {
-                self.files[file].movers.insert(member, now);
+                self.files[file].movers.insert(member, u64::MAX);
+                self.unnoticed.entry(member).or_default().insert(file);
             }
         }
         fate.path = path;
     }
 
-    /// Did somebody else move the file after this was written, perhaps with what it had held before? Whoever removes it does
-    /// not undo that: what wins then has a place (design, section 4).
-    fn moved_by_another(&self, fate: &Fate, who: usize) -> bool {
+    /// Did its users move anything that this member has not looked at since?
+    pub(crate) fn unnoticed(&self, member: usize) -> bool {
+        self.unnoticed.contains_key(&member)
+    }
+
+    /// A member has looked at everything. No clock ever showed more than `latest`, so nothing that it recorded is later.
+    pub(crate) fn noticed(&mut self, member: usize, latest: u64) {
+        for file in self.unnoticed.remove(&member).unwrap_or_default() {
+            self.files[file].movers.insert(member, latest);
+        }
+    }
+
+    /// Did somebody else move the file, perhaps with what it had held before, and may have the later time? Whoever removed it
+    /// does not undo that: what wins then has a place (design, section 4). A member records a move when it looks, perhaps long
+    /// after it was made, as where the service was down.
+    fn moved_by_another(&self, fate: &Fate, end: End) -> bool {
         let movers = fate.file.and_then(|file| self.files.get(file)).map(|file| &file.movers);
-        movers.is_some_and(|movers| movers.iter().any(|(mover, when)| *mover != who && *when >= fate.last))
+        movers.is_some_and(|movers| movers.iter().any(|(mover, latest)| *mover != end.who && *latest >= end.clock))
     }
 
     /// A member lost power. `elsewhere` says whether a content is on any other disk.
@@ -397,14 +429,15 @@ impl Oracle {
                 let Some(content) = &entry.content else { continue };
                 let Some(fate) = self.fates.get(content) else { continue };
                 let quiet = self.disturbed.is_none_or(|at| at < fate.first);
-                if let [(who, when)] = fate.ended[..]
+                if let [end] = fate.ended[..]
                     && fate.finished == 1
-                    && fate.last <= when
-                    && fate.handled.iter().all(|h| *h == who)
+                    && fate.last <= end.when
+                    && fate.handled.iter().all(|h| *h == end.who)
                     && quiet
-                    && !self.moved_by_another(fate, who)
+                    && !self.moved_by_another(fate, end)
                     && !content.bytes().is_empty()
                 {
+                    let (who, when) = (end.who, end.when);
                     let text = format!(
                         "{}: /{} holds {}, which member {who} ended at {}",
                         member.name,
@@ -445,11 +478,11 @@ impl Oracle {
                 continue;
             };
             let (now, before) = (path.escape_ascii(), fate.path.escape_ascii());
-            if let [(who, _)] = fate.ended[..]
-                && fate.movers.iter().all(|mover| *mover == who)
-                && !self.moved_by_another(fate, who)
+            if let [end] = fate.ended[..]
+                && fate.movers.iter().all(|mover| *mover == end.who)
+                && !self.moved_by_another(fate, end)
             {
-                push(format!("member {who} ended {}, and it is at /{now}", show(content)));
+                push(format!("member {} ended {}, and it is at /{now}", end.who, show(content)));
             }
             // Who removed the file meanwhile, whatever it held for him, gave it its place: that which it had there.
             let removers = fate.file.and_then(|file| self.files.get(file)).map_or(0, |file| file.removers.len());
@@ -613,9 +646,10 @@ mod tests {
 
     use super::*;
 
-    /// One user puts the old text aside, writes the new one under its name, and removes it; another one moves the file meanwhile,
-    /// which holds the old text for him. How often it is held against the program that the new one is there.
-    fn held_against(name_memory: u64) -> usize {
+    /// One user puts the old text aside, writes the new one under its name, and removes it when his clock shows 50; another one
+    /// moves the file meanwhile, which holds the old text for him, and his member looks when no clock shows more than `looked`.
+    /// How often it is held against the program that the new one is there.
+    fn held_against(name_memory: u64, looked: Option<u64>) -> usize {
         let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
         let write = |bytes: &[u8]| {
             assert!(fs.write(b"letter", bytes).is_ok());
@@ -624,11 +658,14 @@ mod tests {
         let (Some(old), Some(new)) = (write(b"old"), write(b"new")) else { return usize::MAX };
         let finished = |content: &Thing| Deed::Finished { path: b"letter".to_vec(), content: content.clone() };
         let mut oracle = Oracle::new(name_memory);
-        oracle.deed(1, 10, finished(&old), &|_| true);
+        oracle.deed(1, (10, 10), finished(&old), &|_| true);
         oracle.moved(1, 20, old.clone(), b"letter~".to_vec(), true);
-        oracle.deed(1, 30, finished(&new), &|_| true);
-        oracle.moved(0, 40, old, b"sent".to_vec(), true);
-        oracle.deed(1, 50, Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false }, &|_| true);
+        oracle.noticed(1, 20);
+        oracle.deed(1, (30, 30), finished(&new), &|_| true);
+        oracle.moved(0, 25, old, b"sent".to_vec(), true);
+        looked.into_iter().for_each(|latest| oracle.noticed(0, latest));
+        let ended = Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false };
+        oracle.deed(1, (50, 50), ended, &|_| true);
         let member = AtRest {
             name: "hq0".into(),
             tree: fs.tree(),
@@ -651,17 +688,23 @@ mod tests {
             oracle.lost(&[], &mut out);
             out.len()
         };
-        oracle.deed(0, 10, Deed::Finished { path: b"one".to_vec(), content: content.clone() }, &|_| true);
-        oracle.deed(0, 20, Deed::Linked { content: content.clone() }, &|_| true);
-        oracle.deed(1, 30, Deed::Unlinked { content: content.clone() }, &|_| true);
+        oracle.deed(0, (10, 10), Deed::Finished { path: b"one".to_vec(), content: content.clone() }, &|_| true);
+        oracle.deed(0, (20, 20), Deed::Linked { content: content.clone() }, &|_| true);
+        oracle.deed(1, (30, 30), Deed::Unlinked { content: content.clone() }, &|_| true);
         assert_eq!(lost(&oracle), 1);
-        oracle.deed(0, 40, Deed::Unlinked { content }, &|_| true);
+        oracle.deed(0, (40, 40), Deed::Unlinked { content }, &|_| true);
         assert_eq!(lost(&oracle), 0);
     }
 
     #[test]
     fn what_takes_a_name_soon_goes_on_with_the_file_that_left_it() {
-        assert_eq!(held_against(15_000_000), 0);
-        assert_eq!(held_against(5), 1);
+        assert_eq!(held_against(15_000_000, Some(60)), 0);
+        assert_eq!(held_against(5, Some(60)), 1);
+    }
+
+    #[test]
+    fn a_move_counts_from_when_the_member_looked() {
+        assert_eq!(held_against(15_000_000, Some(40)), 1, "the removal is later");
+        assert_eq!(held_against(15_000_000, None), 0, "it has not looked yet");
     }
 }

@@ -97,6 +97,10 @@ impl Machine for Member {
         self.0.deadline()
     }
 
+    fn looked(&self) -> bool {
+        self.0.looked()
+    }
+
     fn settled(&self) -> bool {
         self.0.pulled() && self.0.settled().unwrap_or(false)
     }

@@ -30,6 +30,9 @@ impl Machine for Wrong {
     fn deadline(&self) -> Option<Hlc> {
         None
     }
+    fn looked(&self) -> bool {
+        true
+    }
     fn settled(&self) -> bool {
         true
     }

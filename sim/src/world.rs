@@ -316,6 +316,17 @@ impl<'a> World<'a> {
         }
         self.plan_wake(number);
         self.plan_hints(number);
+        self.note_looked(number);
+    }
+
+    /// Tells the oracle that a member has looked at all that people did there, and by when.
+    fn note_looked(&mut self, number: usize) {
+        let member = &self.members[number];
+        let looked = || !member.fs.has_hints() && member.machine.as_ref().is_some_and(|machine| machine.looked());
+        if self.oracle.unnoticed(number) && looked() {
+            let latest = self.members.iter().map(|member| member.latest).max().unwrap_or(u64::MAX);
+            self.oracle.noticed(number, latest);
+        }
     }
 
     fn carry_out(&mut self, number: usize, output: Output) {
@@ -530,6 +541,7 @@ impl<'a> World<'a> {
             let mut crowd = member.crowd();
             (crowd.take_log(), crowd.take_handled(), crowd.take_moved(), crowd.next())
         };
+        let clock = member.clock_at(self.now);
         let deeds = member.fs.take_deeds();
         for line in lines {
             self.say(|| line);
@@ -544,7 +556,7 @@ impl<'a> World<'a> {
                 if matches!(deed, Deed::Damaged { .. }) {
                     self.counters.count("files damaged by a sync that failed");
                 }
-                self.oracle.deed(number, self.now, deed, &|content| on_any(&others, content));
+                self.oracle.deed(number, (self.now, clock), deed, &|content| on_any(&others, content));
             }
         }
         for (content, path, itself) in moved {

@@ -136,17 +136,22 @@ where
         Ok(tables::preserved(self.records.kv(), after, limit)?)
     }
 
+    /// Is there no local change to look at, as far as this replica knows?
+    #[must_use]
+    pub fn looked(&self) -> bool {
+        self.changed.is_empty()
+            && self.scan.is_empty()
+            && self.later.is_empty()
+            && self.phase == Phase::Normal
+            && !self.root_lost
+    }
+
     /// Is nothing outstanding here, as far as this replica knows: no local change to look at, nothing to install?
     ///
     /// # Errors
     /// [`crate::Stop::Database`].
     pub fn settled(&self) -> Result<bool> {
-        Ok(self.changed.is_empty()
-            && self.scan.is_empty()
-            && self.later.is_empty()
-            && self.phase == Phase::Normal
-            && !self.root_lost
-            && self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty())
+        Ok(self.looked() && self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty())
     }
 
     /// How many items are not installed here yet, at most `limit`.
