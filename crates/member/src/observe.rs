@@ -349,6 +349,8 @@ where
         }
         let dir = match self.open_node(parent)? {
             Ok(Some(dir)) => dir,
+            // A scan follows once the records were compared.
+            Ok(None) if self.phase == Phase::Returning && !self.absence_doubted => return Ok(()),
             Ok(None) => {
                 // The directory itself is in flux. If it is still in the database its own entry will be looked at, and
                 // what this hint was about as soon as it is found again or known to be gone.

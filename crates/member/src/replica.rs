@@ -225,6 +225,9 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) closed: BTreeSet<(NodeId, Vec<u8>)>,
     /// A comparison of everything is under way.
     pub(crate) scanning: bool,
+    /// The tree has not been compared with the database since this member was put back: what is missing in it was perhaps
+    /// removed by nobody.
+    pub(crate) absence_doubted: bool,
     /// Directories of which the last comparison failed; they are in `later`, too.
     pub(crate) unread: BTreeSet<NodeId>,
     /// The primary's first comparison: until it is complete no pass is, for whoever joins takes what a pass does not have
@@ -531,6 +534,12 @@ where
         self.look_at_lately()?;
         if self.purge_due {
             self.purge()?;
+        }
+        if self.absence_doubted && !self.scanning {
+            self.records.begin()?;
+            self.records.kv_mut().delete(Table::Meta, Meta::ABSENCE_DOUBTED)?;
+            self.records.commit()?;
+            self.absence_doubted = false;
         }
         if self.first_scan && !self.scanning {
             self.records.begin()?;

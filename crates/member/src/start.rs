@@ -110,6 +110,7 @@ where
             changed: BTreeSet::new(),
             scan: Scan::default(),
             scanning: false,
+            absence_doubted: false,
             unread: BTreeSet::new(),
             first_scan: false,
             missing: BTreeSet::new(),
@@ -251,6 +252,7 @@ where
             kv.put(Table::Meta, Meta::FIRST_SCAN, &[])?;
         }
         self.first_scan = kv.get(Table::Meta, Meta::FIRST_SCAN)?.is_some();
+        self.absence_doubted = kv.get(Table::Meta, Meta::ABSENCE_DOUBTED)?.is_some();
         let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         self.checkpoint = Hlc(checkpoint);
         self.undone = Undone::load(self.records.kv())?;

@@ -31,6 +31,8 @@ pub(crate) struct Meta;
 impl Meta {
     /// One byte: 1 joining, 2 normal, 3 returning (fresh id after a rollback or copy).
     pub(crate) const PHASE: &'static [u8] = b"member.phase";
+    /// There while the tree has not been compared since a return: what is absent may be so for the sake of the image.
+    pub(crate) const ABSENCE_DOUBTED: &'static [u8] = b"member.absence-doubted";
     /// There until the primary has compared all of its tree for the first time.
     pub(crate) const FIRST_SCAN: &'static [u8] = b"member.first-scan";
     /// One byte, one of the three below.

@@ -299,3 +299,68 @@ fn two_returns_to_one_image_issue_different_numbers_even_where_the_clock_is_behi
     assert_eq!(issued[0].replica, issued[1].replica);
     assert!(issued[0].sequence.0.abs_diff(issued[1].sequence.0) > 1_000, "{issued:?}");
 }
+
+/// All that is due for so many seconds. Nobody is asked which records he has.
+fn run_without_comparison(couple: &mut Couple, seconds: u64) {
+    let until = couple.now + seconds * 1_000_000;
+    while couple.now < until {
+        couple.hear();
+        couple.queue.retain(|(_, input)| !matches!(input, Input::Received(_, Message::AskRecords { .. })));
+        if !couple.step() {
+            return;
+        }
+    }
+}
+
+/// Whoever is told that a replica id was closed closes its links.
+fn connect_without_comparison(couple: &mut Couple) {
+    for _ in 0..4 {
+        disconnect(couple);
+        couple.connect();
+        connect_back(couple);
+        run_without_comparison(couple, 5);
+    }
+}
+
+/// While a member that was put back waits for somebody with whom to compare its records it issues no versions. What is removed
+/// there meanwhile was removed by somebody who saw it.
+#[test]
+fn what_is_removed_before_the_records_were_compared_is_removed_everywhere_afterwards() {
+    for restarted in [false, true] {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+            fs.mkdir(b"d").unwrap();
+            ["d/f", "d/g", "g", "h"].iter().for_each(|path| fs.write(path.as_bytes(), path.as_bytes()).unwrap());
+        });
+        couple.connect();
+        connect_back(&mut couple);
+        settle(&mut couple);
+        let first = couple.members[0].fs.clone();
+        let (disk, database) = (first.image(), couple.members[0].database.committed());
+        first.write(b"later", b"than the image").unwrap();
+        settle(&mut couple);
+        disconnect(&mut couple);
+        couple.members[0].replica = None;
+        first.restore(&disk);
+        couple.members[0].database = database;
+        couple.restart_at(0, Limits::default());
+        let phase = |couple: &Couple| couple.members[0].replica.as_ref().unwrap().phase();
+        assert!((0..1_000).any(|_| couple.step() && phase(&couple) == Phase::Returning), "it does not notice");
+        connect_without_comparison(&mut couple);
+        first.remove_tree(b"d").unwrap();
+        ["g", "h"].iter().for_each(|path| first.remove(path.as_bytes()).unwrap());
+        first.write(b"h", b"under its name").unwrap();
+        run_without_comparison(&mut couple, 5);
+        if restarted {
+            couple.members[0].replica = None;
+            couple.restart_at(0, Limits::default());
+            connect_without_comparison(&mut couple);
+        }
+        assert_eq!(phase(&couple), Phase::Returning);
+        connect_anew(&mut couple);
+        assert_eq!(phase(&couple), Phase::Normal);
+        for member in &couple.members {
+            assert_eq!(member.fs.names(b"").unwrap(), [&b"h"[..], b"later"], "restarted: {restarted}");
+            assert_eq!(member.fs.read(b"h").unwrap().bytes(), b"under its name");
+        }
+    }
+}

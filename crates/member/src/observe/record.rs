@@ -579,12 +579,14 @@ where
         Ok(())
     }
 
-    /// While no versions may be issued: what differs is noted as a candidate, and partners' state is put back.
+    /// While no versions may be issued: what differs is noted as a candidate, and partners' state is put back. What somebody
+    /// made, moved or removed since the tree was compared is taken up once versions may be issued again: by a scan.
     pub(super) fn note_batch(&mut self, batch: Batch<F::Dir>) -> Result<()> {
         self.records.begin()?;
         // What was found elsewhere keeps its node, and so does a directory with something in it that is not gone.
         let claimed = batch.claimed();
-        let mut gone: Vec<&Node> = batch.gone.values().filter(|n| !claimed.contains(&n.id)).collect();
+        let absent = |n: &&Node| self.absence_doubted && !claimed.contains(&n.id);
+        let mut gone: Vec<&Node> = batch.gone.values().filter(absent).collect();
         loop {
             let before = gone.len();
             let mut stay = Vec::new();
@@ -632,7 +634,6 @@ where
         }
         self.records.commit()?;
         self.work_at = Some(self.now);
-        // What was found beyond the database is taken up once versions may be issued again: by a scan.
         Ok(())
     }
 }
