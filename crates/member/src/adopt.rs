@@ -118,6 +118,7 @@ where
                         kind: stat.kind,
                         content: !directory,
                         attributes: true,
+                        seen: stat.clone(),
                         known: None,
                     });
                     taken.insert(record.uid);

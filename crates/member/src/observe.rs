@@ -150,6 +150,8 @@ pub(crate) struct Task<D> {
     pub(crate) kind: Kind,
     pub(crate) content: bool,
     pub(crate) attributes: bool,
+    /// What was found there.
+    pub(crate) seen: Stat,
     /// Of a large file: what it was when it was hashed, slice by slice, and the hash.
     pub(crate) known: Option<(Stat, Hash)>,
 }

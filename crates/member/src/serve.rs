@@ -139,10 +139,14 @@ where
         if !matches!(node.content.as_ref().map(|c| &c.value), Some(Content::File { hash, .. }) if *hash == want.hash) {
             return Ok(None);
         }
-        let Some(dir) = self.dir(node.parent)? else { return Ok(None) };
-        if let Ok(file) = self.fs.open_file(&dir, &node.name)
-            && self.fs.stat_file(&file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp)
-        {
+        let fs = self.fs.clone();
+        let is_it = |file: &F::File| fs.stat_file(file).is_ok_and(|s| s.object == node.object && s.stamp == node.stamp);
+        let mut file = fs.open_object(&node.object).filter(is_it);
+        if file.is_none() {
+            let Some(dir) = self.dir(node.parent)? else { return Ok(None) };
+            file = fs.open_file(&dir, &node.name).ok().filter(is_it);
+        }
+        if let Some(file) = file {
             return Ok(Some(Source { want: want.clone(), file, stamp: node.stamp }));
         }
         // It is not as the database has it, and perhaps no hint said so: another name of the same file is gone, say.

@@ -150,6 +150,12 @@ pub trait Fs: Clone + Send + Sync + 'static {
 
     /// Opens a regular file for reading; a symlink or anything else is an error.
     fn open_file(&self, dir: &Self::Dir, name: &[u8]) -> io::Result<Self::File>;
+    /// Opens the regular file that was found to be this object, wherever it is now, for reading: without a walk to its name.
+    /// `None` where that cannot be had; open it by its name then. A rename moves the file stamp, so who has compared that knows
+    /// that it is where it was.
+    fn open_object(&self, _object: &Object) -> Option<Self::File> {
+        None
+    }
     /// Reads at an offset; fewer bytes than asked only at the end.
     fn read_at(&self, file: &Self::File, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
     /// Reads `length` bytes at an offset; fewer only at the end.

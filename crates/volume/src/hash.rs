@@ -54,11 +54,19 @@ pub enum Slice {
 }
 
 impl<F: Fs> Reading<F> {
-    /// Opens a file and takes the lease. The inner error says why it cannot be hashed now.
+    /// Opens a file and takes the lease. `seen`: what was found there a moment ago; with a stamp that proves that it is there
+    /// still, if it is the same. The inner error says why it cannot be hashed now.
     ///
     /// # Errors
     /// Any error of the file system but the absence of the file.
-    pub fn begin(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<Result<Self, Hashing>> {
+    pub fn begin(fs: &F, dir: &F::Dir, name: &[u8], seen: Option<&Stat>) -> io::Result<Result<Self, Hashing>> {
+        if let Some(seen) = seen
+            && let Some(file) = fs.open_object(&seen.object)
+            && let Ok(reading) = Self::guard(fs, file)?
+            && reading.before.stamp == seen.stamp
+        {
+            return Ok(Ok(reading));
+        }
         let file = match fs.open_file(dir, name) {
             Ok(file) => file,
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Err(Hashing::Gone)),
@@ -69,6 +77,11 @@ impl<F: Fs> Reading<F> {
                 };
             }
         };
+        Self::guard(fs, file)
+    }
+
+    /// Takes the lease.
+    fn guard(fs: &F, file: F::File) -> io::Result<Result<Self, Hashing>> {
         let provisional = match fs.lease(&file)? {
             Lease::Granted => false,
             Lease::InUse => return Ok(Err(Hashing::InUse)),
@@ -114,15 +127,22 @@ impl<F: Fs> Reading<F> {
 /// # Errors
 /// Any error of the file system but the absence of the file.
 pub fn hash_file<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8]) -> io::Result<Hashing> {
-    hash_known(fs, dir, name, None)
+    hash_known(fs, dir, name, None, None)
 }
 
 /// As [`hash_file`]; what was hashed a short while ago, under a lease, is not read again while the file has the same stamp.
+/// `seen` as for [`Reading::begin`].
 ///
 /// # Errors
 /// As [`hash_file`].
-pub fn hash_known<F: Fs>(fs: &F, dir: &F::Dir, name: &[u8], known: Option<(&Stat, &Hash)>) -> io::Result<Hashing> {
-    let mut reading = match Reading::begin(fs, dir, name)? {
+pub fn hash_known<F: Fs>(
+    fs: &F,
+    dir: &F::Dir,
+    name: &[u8],
+    seen: Option<&Stat>,
+    known: Option<(&Stat, &Hash)>,
+) -> io::Result<Hashing> {
+    let mut reading = match Reading::begin(fs, dir, name, seen)? {
         Ok(reading) => reading,
         Err(why) => return Ok(why),
     };
@@ -195,7 +215,7 @@ mod tests {
                     }
                 }));
                 let root = fs.root();
-                let hash = match Reading::begin(&fs, &root, b"file").unwrap() {
+                let hash = match Reading::begin(&fs, &root, b"file", None).unwrap() {
                     Ok(mut reading) => loop {
                         match reading.go_on(&fs, slice).unwrap() {
                             Slice::More => {}

@@ -256,6 +256,14 @@ impl Fs for LinuxFs {
         }
     }
 
+    fn open_object(&self, object: &Object) -> Option<LinuxFile> {
+        if !self.inner.abilities.handles {
+            return None;
+        }
+        let fd = handle::open_file(self.root_readable(), object).ok()?;
+        Some(LinuxFile { fd, object: OnceLock::from(object.clone()) })
+    }
+
     fn read_at(&self, file: &LinuxFile, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         data::read_at(file.as_fd(), buffer, offset)
     }

@@ -10,7 +10,9 @@ use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 
+use anabranch_model::Content;
 use anabranch_volume::fs::Fs;
+use anabranch_volume::hash::{Hashing, hash_known};
 use anabranch_volume::linux::LinuxFs;
 use common::on_each;
 use rustix::fs::{CWD, RenameFlags};
@@ -90,5 +92,36 @@ fn a_look_never_mixes_two_things() {
             stop.store(true, Ordering::Relaxed);
             assert_eq!(mixed, 0, "on {}", m.kind);
         });
+    });
+}
+
+/// What was seen is hashed by its object, without a walk to its name. Once something else has that name, or nothing, the
+/// name decides: the stamp of what was seen has moved with the rename.
+#[test]
+fn what_lost_its_name_since_it_was_seen_is_not_hashed_under_that_name() {
+    on_each(|m| {
+        let path = m.dir("root");
+        let fs = LinuxFs::open(&path).unwrap();
+        let root = fs.root();
+        fs::write(path.join("file"), b"one").unwrap();
+        let seen = fs.stat(&root, b"file").unwrap().unwrap();
+        let opened = fs.open_object(&seen.object);
+        assert_eq!(opened.is_some(), fs.abilities().handles, "{}", m.kind);
+        if let Some(file) = opened {
+            assert_eq!(fs.stat_file(&file).unwrap(), seen, "{}", m.kind);
+        }
+        let hashed = || match hash_known(&fs, &root, b"file", Some(&seen), None).unwrap() {
+            Hashing::Done { content, stat, .. } => Some((content, stat.object)),
+            Hashing::Gone => None,
+            Hashing::InUse => panic!("nobody has it open"),
+        };
+        let content = |bytes: &[u8]| Content::File { size: 3, hash: *blake3::hash(bytes).as_bytes() };
+        assert_eq!(hashed(), Some((content(b"one"), seen.object.clone())), "{}", m.kind);
+        fs::rename(path.join("file"), path.join("elsewhere")).unwrap();
+        assert_eq!(hashed(), None, "{}", m.kind);
+        fs::write(path.join("file"), b"two").unwrap();
+        let (found, object) = hashed().unwrap();
+        assert_eq!(found, content(b"two"), "{}", m.kind);
+        assert_ne!(object, seen.object, "{}", m.kind);
     });
 }

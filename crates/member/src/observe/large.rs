@@ -96,7 +96,7 @@ where
             }
             return Ok(Err(Later));
         }
-        match Reading::begin(&self.fs, dir, name) {
+        match Reading::begin(&self.fs, dir, name, None) {
             Ok(Ok(reading)) if !reading.provisional() && reading.stat().object == stat.object => {
                 self.large.under.push(Under { reading, entry });
                 Ok(Err(Later))

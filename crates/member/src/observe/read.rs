@@ -42,6 +42,7 @@ where
         for at in 0..batch.found.len() {
             let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
             let (parent, name, kind) = (found.parent, found.name.bytes().to_vec(), found.stat.kind);
+            let seen = found.stat.clone();
             // A move alone changes neither size nor mtime; the bytes are then known.
             let stamp = found.stat.stamp;
             let closed = match found.parent {
@@ -67,21 +68,20 @@ where
                 self.drop_found(batch, at)?;
                 continue;
             };
-            let stat = batch.found.get(at).filter(|_| content && kind == Kind::File).map(|f| f.stat.clone());
-            let hashed = match stat {
-                Some(stat) => match self.hashed(&dir, &name, &stat, batch.looked_up_by(parent, &name))? {
+            let hashed = match content && kind == Kind::File {
+                true => match self.hashed(&dir, &name, &seen, batch.looked_up_by(parent, &name))? {
                     Ok(hashed) => hashed,
                     Err(Later) => {
                         self.drop_found(batch, at)?;
                         continue;
                     }
                 },
-                None => None,
+                false => None,
             };
             if let Some(found) = batch.found.get_mut(at) {
                 found.content = known;
             }
-            tasks.push(Task { size: stamp.size, dir, name, kind, content, attributes: true, known: hashed });
+            tasks.push(Task { size: stamp.size, dir, name, kind, content, attributes: true, seen, known: hashed });
             whose.push((true, at));
         }
         for at in 0..batch.modified.len() {
@@ -110,7 +110,7 @@ where
                 },
                 _ => None,
             };
-            tasks.push(Task { size, dir, name, kind, content, attributes: true, known });
+            tasks.push(Task { size, dir, name, kind, content, attributes: true, seen: stat, known });
             whose.push((false, at));
         }
         let results = read_all(&self.fs, &self.beside, self.now, &tasks.into());
@@ -420,7 +420,9 @@ fn read_one<F: Fs>(fs: &F, now: Hlc, task: &Task<F::Dir>) -> Read {
     let done = (|| -> io::Result<()> {
         if task.content && task.kind == Kind::File {
             let known = task.known.as_ref().map(|(stat, hash)| (stat, hash));
-            match hash_known(fs, &task.dir, &task.name, known)? {
+            // In this tick it may have lost its name without a trace.
+            let seen = Some(&task.seen).filter(|seen| !changed_in_this_tick(seen, now));
+            match hash_known(fs, &task.dir, &task.name, seen, known)? {
                 Hashing::Done { content, stat, attributes, provisional } => {
                     let provisional = provisional || changed_in_this_tick(&stat, now);
                     read.content = Some((content, provisional));

@@ -101,6 +101,19 @@ pub(super) fn fallback(s: &Statx) -> Object {
 /// # Errors
 /// `ESTALE` when it is gone, `EPERM` without the capability, `EOPNOTSUPP` for an object that holds no handle.
 pub(crate) fn open(mount: BorrowedFd<'_>, object: &Object) -> rustix::io::Result<OwnedFd> {
+    open_with(mount, object, libc::O_PATH | libc::O_NOFOLLOW)
+}
+
+/// Opens a regular file by its handle for reading, as it is opened by its name. What was a regular file under this handle is
+/// none that is not.
+///
+/// # Errors
+/// As [`open`]; `EWOULDBLOCK` while somebody holds a write lease on it.
+pub(super) fn open_file(mount: BorrowedFd<'_>, object: &Object) -> rustix::io::Result<OwnedFd> {
+    open_with(mount, object, libc::O_RDONLY | libc::O_NOATIME | libc::O_NONBLOCK | libc::O_NOCTTY)
+}
+
+fn open_with(mount: BorrowedFd<'_>, object: &Object, flags: libc::c_int) -> rustix::io::Result<OwnedFd> {
     let Some((kind, handle)) = object.0.split_first_chunk::<4>() else {
         return Err(Errno::STALE);
     };
@@ -113,7 +126,7 @@ pub(crate) fn open(mount: BorrowedFd<'_>, object: &Object) -> rustix::io::Result
     }
     let mut raw = Raw { bytes: handle.len() as u32, kind: kind as i32, data: [0; HANDLE_BYTES_MAX] };
     raw.data[..handle.len()].copy_from_slice(handle);
-    let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+    let flags = flags | libc::O_CLOEXEC;
     // SAFETY: `raw` has the layout of `struct file_handle` with at least as many bytes as it says, and lives through
     // the call.
     let fd = unsafe { libc::open_by_handle_at(mount.as_raw_fd(), (&raw mut raw).cast(), flags) };
