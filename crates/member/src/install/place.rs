@@ -420,6 +420,7 @@ where
                 nodes::remove(self.records.kv_mut(), old)?;
                 if let Some(other) = old.uid {
                     self.records.kv_mut().delete(Table::Todo, &nodes::uid_key(other))?;
+                    self.drop_content(other)?;
                 }
             }
         }

@@ -94,7 +94,7 @@ where
         }
     }
 
-    fn drop_content(&mut self, uid: Uid) -> Result<()> {
+    pub(super) fn drop_content(&mut self, uid: Uid) -> Result<()> {
         self.stop_fetching(uid)?;
         if matches!(self.ready.get(uid), Some(Ready::Writing { .. })) {
             self.take_up_written();
