@@ -111,6 +111,7 @@ fn messages() -> Vec<Message> {
             number,
             known: known.clone(),
             names: "windows 16.0.0".to_owned(),
+            joining: true,
         },
         Message::Refused { reason: "It is stopped.".to_owned() },
         Message::Grown { number },

@@ -41,6 +41,7 @@ where
             refused: BTreeSet::new(),
             served: BTreeMap::new(),
             ahead: false,
+            joining: false,
             skew: 0,
             passed: false,
             unanswered: None,
@@ -133,6 +134,7 @@ where
                     link.peer = Some((member, replica));
                     link.told = known;
                     link.pushed = number;
+                    link.joining = self.phase == Phase::Joining;
                     link.skew = clock.0.cast_signed() - self.now.0.cast_signed();
                 }
                 let message = Message::Opened {
@@ -144,10 +146,13 @@ where
                     closed: tables::closed(self.records.kv())?,
                     clock: self.now,
                     names: self.names_said(),
+                    joining: self.phase == Phase::Joining,
                 };
                 self.send(id, message);
             }
-            Message::Opened { member, replica, echo, number, known, closed, clock, names } if upstream && !opened => {
+            Message::Opened { member, replica, echo, number, known, closed, clock, names, joining }
+                if upstream && !opened =>
+            {
                 if self.compares_names_otherwise(id, &member, &names)
                     || self.take_closed(&closed)?
                     || self.check_echo(&echo)?
@@ -159,6 +164,7 @@ where
                 if let Some(link) = self.links.get_mut(&id) {
                     link.peer = Some((member.clone(), replica));
                     link.number = number;
+                    link.joining = joining;
                     link.skew = clock.0.cast_signed() - self.now.0.cast_signed();
                 }
                 // Now that we know who it is: the mark that it gave us, so that it can tell whether it was rolled back.
@@ -182,6 +188,7 @@ where
             Message::Grown { number } if upstream && opened => {
                 if let Some(link) = self.links.get_mut(&id) {
                     link.number = link.number.max(number);
+                    link.joining = false;
                 }
                 self.pull(id)?;
             }
@@ -221,14 +228,21 @@ where
             return Ok(());
         };
         let Some((_, replica)) = link.peer else { return Ok(()) };
+        let (number, passed, joining) = (link.number, link.passed, link.joining);
         let state = self.records.pass_state(replica)?;
         if self.phase == Phase::Joining && self.links.values().any(|l| l.pulling) {
             // Initial sync talks to one partner after the other (design, section 6).
             return Ok(());
         }
-        if link.number <= state.cursor && link.passed {
+        if number <= state.cursor && passed {
             return Ok(());
         }
+        let part = self.part_will_do();
+        if joining && !part {
+            // It knows less than it will: what lies here would be taken for what nobody else has.
+            return Ok(());
+        }
+        let Some(link) = self.links.get(&id) else { return Ok(()) };
         let mut news = Knowledge::default();
         for (replica, sequence) in self.records.known().iter() {
             if link.told.sequence(replica) < sequence {
@@ -236,7 +250,6 @@ where
             }
         }
         let known = self.records.known().clone();
-        let part = self.part_will_do();
         if let Some(link) = self.links.get_mut(&id) {
             link.told = known;
             link.pulling = true;

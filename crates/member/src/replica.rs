@@ -168,6 +168,8 @@ pub(crate) struct Link {
     pub(crate) skew: i64,
     /// Upstream: a pass was completed on this link.
     pub(crate) passed: bool,
+    /// It has not completed its own initial sync. Upstream: it said so; downstream: it was told so of us.
+    pub(crate) joining: bool,
     /// Downstream: it asked for what comes after this number, and there is nothing yet but more to come.
     pub(crate) unanswered: Option<ChangeNumber>,
 }

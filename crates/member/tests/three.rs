@@ -246,6 +246,38 @@ fn what_is_there_before_is_adopted_or_preserved() {
     assert_eq!(w.members[1].replica.counters().content_received, 3, "`m0`, and `x` of only-0");
 }
 
+/// The primary comes later, with these links. The two others hold the same tree, and nothing of it from anybody.
+fn joined_by_the_primary_later(links: &[(usize, usize)]) {
+    let mut w = World::new(&[(1, 2), (2, 1)], |_, fs| {
+        fs.mkdir(b"docs").unwrap();
+        fs.write(b"docs/same", b"same").unwrap();
+    });
+    w.run(60);
+    for member in &w.members[1..] {
+        assert!(member.fs.exists(b"docs/same"), "{:#?}", w.events);
+    }
+    w.links.extend(links.iter().enumerate().map(|(at, &(down, up))| (10 + at as u64, down, up)));
+    w.link(0, true);
+    w.equal();
+    assert_eq!(w.unseen(), 0, "{:#?}", w.events);
+    for member in &w.members[1..] {
+        assert_eq!(member.replica.counters().content_received, 0);
+        assert_eq!(member.fs.read(b"docs/same").unwrap().bytes(), b"same");
+    }
+}
+
+/// Neither takes what the other one lacks so far for what nobody else has.
+#[test]
+fn two_that_join_wait_for_somebody_who_has_joined() {
+    joined_by_the_primary_later(&[(0, 1), (1, 0), (0, 2), (2, 0)]);
+}
+
+/// As in a chain: the only partner joins itself, and says when it has done so.
+#[test]
+fn who_joins_over_somebody_who_joins_goes_on_once_that_one_has_joined() {
+    joined_by_the_primary_later(&[(0, 1), (1, 0)]);
+}
+
 #[test]
 fn a_tree_of_many_steps_is_adopted_without_transfer() {
     let limits = Limits { batch_entries: 8, ..Limits::default() };

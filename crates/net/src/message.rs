@@ -131,6 +131,9 @@ pub enum Message {
         known: Knowledge,
         /// What counts as one name there, as in [`Message::Open`].
         names: String,
+        /// It has not completed its own initial sync: whoever compares what lies in its tree does that with somebody else, or
+        /// once it hears of [`Message::Grown`].
+        joining: bool,
     },
     /// Downstream, once it knows who answers: the last mark of the upstream that it was given.
     Echo(Mark),

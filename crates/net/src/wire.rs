@@ -20,7 +20,7 @@
 //! | --- | --- | --- |
 //! | 0 | keep-alive | |
 //! | 1 | Open | 1 member (text), 2 replica, 3 echo (mark), 4 known (knowledge), 5 closed (24 bytes each: version; distinct replicas), 6 clock, 7 names (text) |
-//! | 2 | Opened | as Open to 6, 7 change number, 8 names (text) |
+//! | 2 | Opened | as Open to 6, 7 change number, 8 names (text), 9 joining (0 or 1) |
 //! | 3 | Refused | 1 reason (text) |
 //! | 4 | Grown | 1 change number |
 //! | 5 | Pull | 1 after (change number), 2 known (knowledge), 3 part (0 or 1) |
@@ -263,7 +263,7 @@ impl Body {
                 clock: clock.0,
                 names,
             }),
-            Message::Opened { member, replica, echo, closed, clock, number, known, names } => {
+            Message::Opened { member, replica, echo, closed, clock, number, known, names, joining } => {
                 Self::Opened(proto::Opened {
                     member,
                     replica: copied(&replica.0),
@@ -273,6 +273,7 @@ impl Body {
                     clock: clock.0,
                     number: number.0,
                     names,
+                    joining,
                 })
             }
             Message::Refused { reason } => Self::Refused(proto::Refused { reason: cut(reason, REASON_BYTES_MAX) }),
@@ -343,6 +344,7 @@ fn message(kind: u32, body: Bytes, folder: FolderId) -> Result<Message, PeerErro
             number: ChangeNumber(m.number),
             known: knowledge(m.known)?,
             names: m.names,
+            joining: m.joining,
         },
         Body::Refused(m) => Message::Refused { reason: m.reason },
         Body::Grown(m) => Message::Grown { number: ChangeNumber(m.number) },

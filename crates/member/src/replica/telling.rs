@@ -13,18 +13,22 @@ where
     F::Dir: Send + Sync,
     F::File: Send,
 {
-    /// Tells downstream partners that the change number has grown.
+    /// Tells downstream partners that the change number has grown, or that initial sync is complete; not before that.
     pub(super) fn push(&mut self) -> Result<()> {
+        if self.phase == Phase::Joining {
+            return Ok(());
+        }
         let number = self.records.change_number();
         let links: Vec<_> = self
             .links
             .iter()
-            .filter(|(_, l)| l.partner == Partner::Downstream && l.peer.is_some() && l.pushed < number)
+            .filter(|(_, l)| l.partner == Partner::Downstream && l.peer.is_some() && (l.pushed < number || l.joining))
             .map(|(id, _)| *id)
             .collect();
         for id in links {
             if let Some(link) = self.links.get_mut(&id) {
                 link.pushed = number;
+                link.joining = false;
             }
             self.send(id, Message::Grown { number });
         }

@@ -77,6 +77,8 @@ pub(super) struct Opened {
     pub(super) number: u64,
     #[prost(string, tag = "8")]
     pub(super) names: String,
+    #[prost(bool, tag = "9")]
+    pub(super) joining: bool,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
