@@ -16,6 +16,8 @@ use crate::daemon::{DOMAIN, Daemon};
 
 /// How long a comparison of sums may take.
 const VERIFY_LIMIT: Duration = Duration::from_secs(600);
+/// Items that are counted; that there are more is as good.
+const OUTSTANDING_MAX: usize = 1 << 20;
 
 /// Answers a request.
 pub(crate) async fn handle(daemon: Arc<Daemon>, request: Request) -> Result<Value, Failure> {
@@ -366,13 +368,17 @@ async fn folder_verify(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         let upstreams: Vec<String> = upstreams.unwrap_or_default();
         upstreams.into_iter().filter(|u| !outcome.iter().any(|c| c.partner == *u && c.complete)).collect()
     };
-    let equal = rot.is_empty() && missing.is_empty() && outcome.iter().all(|c| c.paths.is_empty());
+    // Records that are equal prove nothing of what is not in place yet.
+    let here = host.ask(|replica| replica.not_in_place(OUTSTANDING_MAX).map_err(|e| chain(&e))).await;
+    let here = here.ok_or_else(|| stopped(&folder, &host))?;
+    let here = here.map_err(|e| Failure::failed(format!("cannot compare {folder}")).because(e))?;
+    let equal = rot.is_empty() && missing.is_empty() && here == 0 && outcome.iter().all(|c| c.paths.is_empty());
     let partners: Vec<Value> = outcome
         .iter()
         .map(|c| json!({"partner": c.partner, "compared_at": c.at, "outstanding": c.outstanding, "differ": c.paths}))
         .collect();
     Ok(
-        json!({"folder": folder, "equal": equal, "partners": partners, "not_compared": missing, "unreadable_or_changed": rot, "data": data}),
+        json!({"folder": folder, "equal": equal, "not_in_place": here, "partners": partners, "not_compared": missing, "unreadable_or_changed": rot, "data": data}),
     )
 }
 

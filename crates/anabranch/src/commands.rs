@@ -215,7 +215,13 @@ fn verify_text(found: &Value) -> String {
         let differ = partner["differ"].as_array().map_or(0, Vec::len);
         let name = field(partner, "partner");
         let at = clock(partner["compared_at"].as_u64().unwrap_or(0));
-        if differ == 0 {
+        let waiting = partner["outstanding"].as_u64().unwrap_or(0);
+        if differ == 0 && waiting > 0 {
+            let items = if waiting == 1 { "item is" } else { "items are" };
+            lines.push(format!(
+                "{name}: equal as of the comparison at {at}, but {waiting} {items} not in place there yet"
+            ));
+        } else if differ == 0 {
             lines.push(format!("{name}: equal as of the comparison at {at}"));
         } else {
             let paths = if differ == 1 { "path differs" } else { "paths differ" };
@@ -224,6 +230,11 @@ fn verify_text(found: &Value) -> String {
                 lines.push(format!("  {}", path.as_str().unwrap_or_default()));
             }
         }
+    }
+    match found["not_in_place"].as_u64().unwrap_or(0) {
+        0 => {}
+        1 => lines.push("here 1 item is not in place yet; `anabranch status` says which, and why".into()),
+        many => lines.push(format!("here {many} items are not in place yet; `anabranch status` says which, and why")),
     }
     for partner in found["not_compared"].as_array().unwrap_or(&Vec::new()) {
         lines.push(format!("{}: not connected, so it was not compared", partner.as_str().unwrap_or_default()));

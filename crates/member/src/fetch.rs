@@ -281,7 +281,7 @@ where
             for uid in hopeless {
                 self.fetching.forget(uid);
                 // It comes again after a while; meanwhile the window has room for what can be had.
-                self.due_at(uid, crate::replica::Waiting::Failed);
+                self.due_at(uid, crate::replica::Waiting::Nobody);
                 self.window_full = false;
             }
         }

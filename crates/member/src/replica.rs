@@ -339,6 +339,8 @@ pub enum Waiting {
     Failed,
     /// Its content is not here yet.
     Content,
+    /// No partner that we are connected with has its content.
+    Nobody,
 }
 
 impl Waiting {
@@ -350,6 +352,7 @@ impl Waiting {
             Self::Order => "its directory is not ready yet",
             Self::Failed => "the file system refused it; the events say why",
             Self::Content => "its content is not here yet",
+            Self::Nobody => "no connected partner has its content; where that stays so its writer says so (event 7008)",
         }
     }
 }

@@ -62,7 +62,9 @@ where
                 Some((_, id)) => !link.passed || link.pulling || self.records.pass_state(*id)?.cursor < link.number,
                 None => true,
             };
-            if behind {
+            if self.phase == Phase::Joining && link.joining {
+                words.push(format!("{own}: initial sync is not with {name}, which has not completed its own"));
+            } else if behind {
                 words.push(format!("{own}: has not taken in all that {name} knows"));
             }
         }
@@ -161,6 +163,14 @@ where
     pub fn outstanding(&self, limit: usize) -> Result<usize> {
         let looks = self.changed.len() + self.scan.len() + self.later.len();
         Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len() + looks)
+    }
+
+    /// How many items of the view are not in the tree as it says, at most `limit`.
+    ///
+    /// # Errors
+    /// [`crate::Stop::Database`].
+    pub fn not_in_place(&self, limit: usize) -> Result<usize> {
+        Ok(self.records.kv().range(Table::Todo, &[], None, limit)?.len())
     }
 
     /// Items that wait and why, at most `limit`: path and cause.
