@@ -230,6 +230,7 @@ impl SimFs {
     pub fn restore(&self, image: &Image) {
         let mut disk = self.disk();
         disk.state = image.0.clone();
+        disk.emptied.clear();
         disk.forget_processes(true);
     }
 

@@ -114,6 +114,9 @@ impl Disk {
             let before = Thing::of(inode);
             inode.now.data = Arc::clone(&inode.durable.data);
             if let (true, Some(before), Some(after)) = (inode.by_user, before, Thing::of(inode)) {
+                if after.bytes().is_empty() {
+                    self.emptied.insert(number, before.clone());
+                }
                 self.deeds.push(Deed::Damaged { before, after });
             }
         }

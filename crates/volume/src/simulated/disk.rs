@@ -158,6 +158,8 @@ pub(super) struct Disk {
     pub(super) deeds: Vec<Deed>,
     /// Contents of files that users gave several names: one of these may have become a file of its own since.
     pub(super) linked: Vec<Thing>,
+    /// What files held that a failed sync left empty, by inode: whoever writes into one ends that.
+    pub(super) emptied: BTreeMap<u64, Thing>,
     pub(super) opens_that_waited: u64,
     /// Shared empties, so that new inodes cost nothing.
     pub(super) no_data: Arc<Data>,
@@ -183,6 +185,7 @@ impl Disk {
             users: BTreeMap::new(),
             deeds: Vec::new(),
             linked: Vec::new(),
+            emptied: BTreeMap::new(),
             opens_that_waited: 0,
             no_data: Arc::new(Data::default()),
         };

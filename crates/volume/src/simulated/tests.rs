@@ -328,6 +328,23 @@ fn what_somebody_removes_while_it_is_written_ends_nothing_that_was_finished() {
 }
 
 #[test]
+fn who_writes_into_what_a_failed_sync_emptied_ends_what_was_there() {
+    let emptied = (0..64).filter(|seed| {
+        let fs = disk(*seed);
+        fs.write(b"a", b"old").unwrap();
+        fs.faults(|f| f.set(Call::SyncFile, Fault::Io, 1_000_000));
+        assert!(fs.sync_file(&fs.open_file(&fs.root(), b"a").unwrap()).is_err());
+        let _ = fs.take_deeds();
+        let empty = bytes(&fs, b"a").unwrap().is_empty();
+        fs.append(b"a", b"new").unwrap();
+        let old = Deed::Ended { path: b"a".to_vec(), content: Thing::file(b"old"), rewritten: true };
+        assert_eq!(fs.take_deeds()[0], old, "empty: {empty}");
+        empty
+    });
+    assert!(emptied.count() > 5);
+}
+
+#[test]
 fn an_open_past_its_lookup_shows_in_a_pause() {
     let fs = disk(12);
     let root = fs.root();

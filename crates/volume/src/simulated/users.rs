@@ -340,9 +340,13 @@ impl Disk {
         let (number, path) = (user.inode, user.path.clone());
         user.wrote = true;
         // Each time: another program on this machine may have finished something in between, and what one program
-        // does to another's file here is their affair. An empty file is nothing that anybody had seen.
+        // does to another's file here is their affair. An empty file is nothing that anybody had seen, but for what the disk
+        // emptied: its writer goes on with what he sees, and what was there is no content of it any more.
+        let before = self.emptied.remove(&number);
         if self.inode(number).is_ok_and(|i| !i.now.data.bytes.is_empty()) && !self.half_written(number) {
             self.end(&self.path_by_now(number, &path), number);
+        } else if let Some(content) = before {
+            self.deeds.push(Deed::Ended { path: self.path_by_now(number, &path), content, rewritten: true });
         }
         self.users.get_mut(&id).into_iter().for_each(|user| user.half = true);
         // A store through a mapping moves the stamps when its page was clean there, and not again before it is written back.
