@@ -192,7 +192,7 @@ enum FolderCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Prove that members are equal, or say where they differ.
+    /// Prove that members are equal, or say where they differ; with `--data` after the name, by all bytes here too.
     Verify {
         /// GROUP/FOLDER.
         name: String,
