@@ -173,8 +173,7 @@ fn steps(root: &Path, plan: &Plan, seed: u64) -> Vec<Step> {
         Step::new("simulation", &program("sim"), &format!("--seeds {amount} --table --require-all {DEBT}"))
             .at_most(minutes),
     );
-    let tests =
-        "-p anabranch-engine --test mutants -p anabranch-member --test power_cut --test returned -p sim --bin sim";
+    let tests = "-p anabranch-engine --test mutants -p anabranch-member --test replicas -p sim --bin sim";
     let features = "anabranch-engine/mutants,anabranch-member/mutants,sim/mutants";
     let line = format!("test --profile {PROFILE} {tests} --features {features} -- --show-output");
     steps.push(Step::cargo("mutants, in tests", &line));

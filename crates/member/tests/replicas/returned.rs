@@ -1,14 +1,10 @@
 //! A member is put back to an image of its disk and its database (design, section 11).
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, settle};
 use anabranch_member::{Input, Limits, LinkId, Partner, Phase};
 use anabranch_model::{Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
 use anabranch_net::message::{Mark, Message};
 use anabranch_volume::simulated::{DiskConfig, Mode};
-use couple::{Couple, settle};
 
 /// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
 /// was told of an acknowledgement since, too. Whether the first one notices: it goes on under another replica id.

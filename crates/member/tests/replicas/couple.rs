@@ -1,9 +1,6 @@
 //! Two members on simulated disks, wired directly; the second pulls from the first, message by message, and can be ended at
 //! any of them.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-#![allow(dead_code, reason = "each test program uses a part of it")]
-
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;

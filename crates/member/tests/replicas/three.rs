@@ -1,7 +1,5 @@
 //! Three replicas on simulated disks, wired directly: the thin path, before the simulator's storms.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
 use std::collections::VecDeque;
 
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
@@ -404,6 +402,35 @@ fn a_rename_while_a_newer_content_is_on_its_way_writes_nothing_anew() {
     w.equal();
     assert_eq!(w.members[2].fs.read(b"report").unwrap().bytes(), b"two");
     assert_eq!(w.unseen(), 0, "{:#?}", w.events);
+}
+
+#[test]
+fn bytes_that_are_moved_back_to_a_name_are_replaced_knowingly_by_nobody_who_has_not_seen_them_there() {
+    let mut w = World::new(MESH, |i, fs| {
+        if i == 0 {
+            for (name, content) in [(b"a", &b"old"[..]), (b"b", b"older"), (b"c", b"kept")] {
+                fs.write(name, content).unwrap();
+            }
+        }
+    });
+    w.equal();
+    // Its user holds the old one open, so that the new one is recorded there and not installed.
+    let open = w.members[0].fs.user_open(b"a", Mode::Append).unwrap();
+    w.members[1].fs.rename(b"c", b"a").unwrap();
+    w.run(1);
+    w.members[1].fs.rename(b"a", b"b").unwrap();
+    w.run(1);
+    assert_eq!(w.members[0].fs.read(b"b").unwrap().bytes(), b"kept");
+    assert_eq!(w.members[0].fs.read(b"a").unwrap().bytes(), b"old");
+    w.link(1, false);
+    w.members[0].fs.user_close(open);
+    w.members[0].fs.rename(b"b", b"a").unwrap();
+    w.members[1].fs.write(b"a", b"third").unwrap();
+    w.run(1);
+    let before = w.unseen();
+    w.link(1, true);
+    w.equal();
+    assert!(w.unseen() > before, "one of them lost, and nobody had seen it there: {:#?}", w.events);
 }
 
 #[test]

@@ -1,12 +1,8 @@
 //! Two members compare what they hold.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, settle};
 use anabranch_member::{Comparison, Limits};
 use anabranch_volume::simulated::DiskConfig;
-use couple::{Couple, settle};
 
 const FILES: usize = 300;
 

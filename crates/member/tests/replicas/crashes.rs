@@ -1,14 +1,10 @@
 //! A member that dies at any step while it moves and makes what others moved and made: it knows its own work again, takes
 //! nothing of it for a user's, and comes out in step.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Change, Couple, crash_at_every_step, settle};
 use anabranch_member::Limits;
 use anabranch_model::Timestamp;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::{Change, Couple, crash_at_every_step, settle};
 
 fn start() -> Couple {
     let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {

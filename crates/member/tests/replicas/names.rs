@@ -1,7 +1,5 @@
 //! What counts as one name: settled between members before they talk, and for the life of a database.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -2,13 +2,9 @@
 //! dies in that moment: what a user wrote in them shortly before is in nobody's records, and no name leads to them. And those
 //! whose move cannot be recorded yet.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, expect_equal, expect_known, settle};
 use anabranch_member::Limits;
 use anabranch_volume::simulated::{DiskConfig, Mode};
-use couple::{Couple, expect_equal, expect_known, settle};
 
 fn start() -> Couple {
     let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {

@@ -1,15 +1,11 @@
 //! A large file on its way while the daemon dies, loses power, or finds something else in its private file.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::Couple;
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_member::{Input, Limits};
 use anabranch_volume::fs::Fs;
 use anabranch_volume::layout;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::Couple;
 
 const MIB: u64 = 1 << 20;
 const SIZE: u64 = 12 * MIB;

@@ -1,13 +1,9 @@
 //! Two directories of one name that are shown as one, when the second one's daemon dies, or its disk fails, while it empties one
 //! into the other: what it did by itself is nobody's change.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, settle};
 use anabranch_member::{Input, Limits};
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults};
-use couple::{Couple, settle};
 
 /// The first one's directory, which came from another name, is shown where the second one's user made one of his own.
 fn start() -> Couple {

@@ -1,13 +1,9 @@
 //! Calls of the second one's disk fail for a while: what was begun then leaves nothing behind.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Change, Couple, expect_equal, settle};
 use anabranch_member::{Input, Limits};
 use anabranch_model::{Sequence, Timestamp};
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
-use couple::{Change, Couple, expect_equal, settle};
 
 /// Steps in which the second one tries and fails, again and again.
 const STEPS: usize = 200;

@@ -1,16 +1,12 @@
 //! Somebody changes what is being looked at, before any of the calls of the look: it is seen then or later, never missed.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use crate::couple::{Couple, expect_equal, expect_known, settle};
 use anabranch_member::Limits;
 use anabranch_model::{Timestamp, Uid};
 use anabranch_volume::simulated::{Call, DiskConfig, Mode, SimFs};
-use couple::{Couple, expect_equal, expect_known, settle};
 
 fn start(limits: Limits) -> Couple {
     let mut couple = Couple::new(limits, DiskConfig::default(), |fs| {

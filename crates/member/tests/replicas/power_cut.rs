@@ -1,15 +1,11 @@
 //! What a power cut leaves: of a file that was written in place new bytes under the old time and length, perhaps; of what
 //! others were told of, all.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, expect_known, settle};
 use anabranch_member::Limits;
 use anabranch_model::Uid;
 use anabranch_volume::fs::Fs;
 use anabranch_volume::simulated::{DiskConfig, SimFs, Tree, TreeEntry};
-use couple::{Couple, expect_known, settle};
 
 const NAME: &[u8] = b"notes";
 

@@ -1,13 +1,9 @@
 //! Directories that their owner may not write, on a member that does not run as root.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, crash_at_every_step, expect_equal, expect_known, settle};
 use anabranch_member::Limits;
 use anabranch_volume::fs::Abilities;
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
-use couple::{Couple, crash_at_every_step, expect_equal, expect_known, settle};
 
 /// A member that runs as the owner of the tree.
 fn ordinary() -> DiskConfig {

@@ -1,0 +1,17 @@
+//! Whole replicas on simulated disks: one program, so that their code is built once for all of these tests.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod couple;
+mod crashes;
+mod failing;
+mod meanwhile;
+mod merged;
+mod names;
+mod parked;
+mod power_cut;
+mod resume;
+mod returned;
+mod sums;
+mod three;
+mod unwritable;
