@@ -33,6 +33,16 @@ pub enum ChangeError {
     IntoItself(Uid),
 }
 
+/// What a user did to the bytes of a file.
+enum Bytes {
+    /// These are in it now; equal ones are a touch.
+    Written(Content),
+    /// The recorded ones were put there anew.
+    Again,
+    /// Nothing.
+    Kept,
+}
+
 /// Something that a user made.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NewThing {
@@ -165,7 +175,7 @@ impl<K: Kv> Records<K> {
         mtime: Timestamp,
         birth: Option<Timestamp>,
     ) -> Result<(), ChangeError> {
-        self.write_content(now, uid, Some(content), mtime, Some(birth), None)
+        self.write_content(now, uid, Bytes::Written(content), mtime, Some(birth), None)
     }
 
     /// As [`Self::write`], by a user who saw not the content recorded here but one with the history `base`: what is
@@ -182,7 +192,22 @@ impl<K: Kv> Records<K> {
         birth: Option<Timestamp>,
         base: Option<&Knowledge>,
     ) -> Result<(), ChangeError> {
-        self.write_content(now, uid, Some(content), mtime, Some(birth), base)
+        self.write_content(now, uid, Bytes::Written(content), mtime, Some(birth), base)
+    }
+
+    /// Records that the bytes that are recorded were put there anew: by somebody who moved a file onto the name of one that
+    /// was moved away or removed elsewhere, say. What only knows them from before does not replace them knowingly.
+    ///
+    /// # Errors
+    /// [`ChangeError`].
+    pub fn write_again(
+        &mut self,
+        now: Hlc,
+        uid: Uid,
+        mtime: Timestamp,
+        birth: Option<Timestamp>,
+    ) -> Result<(), ChangeError> {
+        self.write_content(now, uid, Bytes::Again, mtime, Some(birth), None)
     }
 
     /// Records a new mtime. The stamp of the last change of bytes stays: a touch beats no write (design, section 4).
@@ -190,14 +215,14 @@ impl<K: Kv> Records<K> {
     /// # Errors
     /// [`ChangeError`].
     pub fn touch(&mut self, now: Hlc, uid: Uid, mtime: Timestamp) -> Result<(), ChangeError> {
-        self.write_content(now, uid, None, mtime, None, None)
+        self.write_content(now, uid, Bytes::Kept, mtime, None, None)
     }
 
     fn write_content(
         &mut self,
         now: Hlc,
         uid: Uid,
-        value: Option<Content>,
+        bytes: Bytes,
         mtime: Timestamp,
         birth: Option<Option<Timestamp>>,
         base: Option<&Knowledge>,
@@ -207,7 +232,14 @@ impl<K: Kv> Records<K> {
         let old = Old::of(number, &record);
         let content = record.content.as_mut().ok_or(ChangeError::Directory(uid))?;
         content.written = self.written(now, Some(&content.written));
-        let touch = value.as_ref().is_none_or(|value| *value == content.value);
+        let (value, touch) = match bytes {
+            Bytes::Written(value) => {
+                let touch = value == content.value;
+                (Some(value), touch)
+            }
+            Bytes::Again => (None, false),
+            Bytes::Kept => (None, true),
+        };
         // Of equal bytes nothing is concurrent, and the history goes on covering the last change of bytes.
         if let Some(base) = base.filter(|_| !touch) {
             content.written.history = base.clone();

@@ -426,9 +426,8 @@ where
         self.unread.remove(&id);
         tracing::debug!(member = self.config.member, node = id.0, "compared whole");
         let listed = anabranch_volume::walk::scan_directories(&self.fs, vec![(id.0, dir.clone())]);
-        // After a power cut also what somebody set before it: it may have reached the disk, and the new ctime not.
-        let lately = Hlc(self.now.0.saturating_sub(LATELY));
-        let lately = if self.suspect { lately.min(self.checkpoint) } else { lately };
+        // After a power cut everything: what somebody set before it may have reached the disk, and the new ctime not.
+        let lately = if self.suspect { Hlc(0) } else { Hlc(self.now.0.saturating_sub(LATELY)) };
         for (_, entries) in listed {
             let entries = match entries {
                 Ok(entries) => entries,

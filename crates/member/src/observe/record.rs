@@ -93,6 +93,10 @@ where
         let mtime = stat.stamp.mtime;
         let uid = found.uid;
         let swapped = found.swapped;
+        // A user moved another thing's file onto it. We never do: what is found to be as recorded may else be our own install
+        // that a crash left no note of.
+        let other = found.moved.as_ref().and_then(|n| n.uid).filter(|_| !leftover && !swapped);
+        let brought = other.is_some_and(|other| Some(other) != uid);
         let uid = match uid {
             Some(uid) => {
                 let within = self.shown_in_its_place(parent)?;
@@ -119,7 +123,11 @@ where
                     (Some(value), base) => {
                         // The history of a candidate is empty: whoever changed it has not seen what is recorded.
                         let seen = base.as_ref().and_then(|n| n.content.as_ref()).map(|c| &c.history);
-                        self.record_content(uid, value, mtime, stat.birth, seen.or(memory.as_ref()))?;
+                        if brought && self.is_recorded_as(uid, value)? {
+                            self.records.write_again(self.now, uid, mtime, stat.birth)?;
+                        } else {
+                            self.record_content(uid, value, mtime, stat.birth, seen.or(memory.as_ref()))?;
+                        }
                     }
                     (None, _) => {}
                 }
@@ -313,6 +321,12 @@ where
                 .map_or(Version::default(), |f| f.written.version),
             attributes,
         }
+    }
+
+    /// Is this the content that is recorded?
+    fn is_recorded_as(&self, uid: Uid, value: &Content) -> Result<bool> {
+        let record = self.records.record(uid)?;
+        Ok(record.and_then(|r| r.content).is_some_and(|f| f.value == *value))
     }
 
     pub(super) fn record_content(

@@ -9,6 +9,7 @@ use anabranch_model::{Attributes, Timestamp};
 use super::disk::{Data, Disk, Inode, ROOT, error};
 use super::{SimClock, SimFs};
 use crate::fs::Kind;
+use crate::layout::{PRIVATE_DIR, STAGING};
 
 /// Content of a file, or a symlink's target. Cheap to clone; compares by kind and bytes.
 #[derive(Clone, Debug)]
@@ -395,8 +396,19 @@ impl Disk {
         seen
     }
 
+    /// Is it in staging, on its way from one place to another?
+    fn is_parked(&self, number: u64) -> bool {
+        let staging = [PRIVATE, STAGING].join(&b"/"[..]);
+        let mut parked = false;
+        self.walk(ROOT, &mut Vec::new(), &mut |found, path| {
+            parked |= found == number && path.starts_with(&staging);
+        });
+        parked
+    }
+
+    /// A name that people took from it was its last one, unless it is parked on its way from one place to another.
     fn note_removed(&mut self, number: u64) {
-        let seen = self.is_seen(number);
+        let seen = self.is_seen(number) || self.is_parked(number);
         if let Ok(inode) = self.inode_mut(number) {
             inode.removed_by_user = !seen;
         }
@@ -455,7 +467,7 @@ impl Disk {
 }
 
 /// The program's own directory in the root (design, section 9).
-const PRIVATE: &[u8] = b".anabranch";
+const PRIVATE: &[u8] = PRIVATE_DIR;
 
 /// Paths are bytes from the root, without a slash in front.
 impl SimFs {
