@@ -401,6 +401,7 @@ impl Crowd {
     fn act(&mut self, fs: &SimFs, op: &Op, open: &mut Option<UserHandle>) -> io::Result<()> {
         let op = &if self.careful { self.carefully(fs, op) } else { op.clone() };
         self.note_handled(fs, op);
+        let removed = self.linked(fs, op);
         let result = match op {
             Op::Write(path, bytes) => fs.write(path, bytes),
             Op::Append(path, bytes) => fs.append(path, bytes),
@@ -434,6 +435,7 @@ impl Crowd {
         self.done += 1;
         if result.is_ok() {
             self.note_moved(fs, op);
+            self.note_left(fs, removed);
         }
         if self.prints {
             let said = result.as_ref().err().map_or(String::new(), |e| format!(" -> {e}"));
@@ -458,6 +460,28 @@ impl Crowd {
             let below = |to: &&&Path| at == **to || (at.starts_with(to) && at.get(to.len()) == Some(&b'/'));
             if let (Some(content), Some(to)) = (&entry.content, places.iter().find(below)) {
                 self.moved.push((content.clone(), at.clone(), at == *to));
+            }
+        }
+    }
+
+    /// What an operation takes a name from that is a hard link.
+    fn linked(&self, fs: &SimFs, op: &Op) -> Vec<Thing> {
+        match op {
+            Op::Remove(path) | Op::RemoveTree(path) => fs.linked_below(path),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Who links a file elsewhere and removes the name that it had has moved it.
+    fn note_left(&mut self, fs: &SimFs, removed: Vec<Thing>) {
+        if removed.is_empty() {
+            return;
+        }
+        let tree = fs.tree();
+        for content in removed {
+            let left = tree.iter().find(|(_, entry)| entry.content.as_ref() == Some(&content));
+            if let Some((at, _)) = left {
+                self.moved.push((content, at.clone(), true));
             }
         }
     }

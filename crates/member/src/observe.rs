@@ -485,8 +485,14 @@ where
     /// Something happened to an entry, and its stamp is as the database has it: somebody may have set an xattr or an ACL in
     /// the very tick of the clock in which we wrote it.
     fn differs_unseen(&self, dir: &F::Dir, stat: &Stat, node: &Node) -> bool {
-        let same = stat.object == node.object && stat.stamp == node.stamp && !stat.foreign;
-        same && self.fs.has_attributes(dir, &node.name, stat, &node.attributes).is_ok_and(|has| !has)
+        // What is made in a directory moves all of its stamp, and counts for itself.
+        let same = match node.is_dir() {
+            true => stat.stamp.ctime == node.stamp.ctime,
+            false => stat.stamp == node.stamp,
+        };
+        same && stat.object == node.object
+            && !stat.foreign
+            && self.fs.has_attributes(dir, &node.name, stat, &node.attributes).is_ok_and(|has| !has)
     }
 
     /// One entry, as it is and as the database has it. `hidden`: it differs though its stamp does not.

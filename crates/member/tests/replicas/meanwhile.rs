@@ -9,7 +9,11 @@ use anabranch_model::{Timestamp, Uid};
 use anabranch_volume::simulated::{Call, DiskConfig, Mode, SimFs};
 
 fn start(limits: Limits) -> Couple {
-    let mut couple = Couple::new(limits, DiskConfig::default(), |fs| {
+    start_on(limits, DiskConfig::default())
+}
+
+fn start_on(limits: Limits, disk: DiskConfig) -> Couple {
+    let mut couple = Couple::new(limits, disk, |fs| {
         fs.mkdir(b"d").unwrap();
         fs.mkdir(b"e").unwrap();
         for file in [&b"f"[..], b"d/g", b"e/h"] {
@@ -224,8 +228,10 @@ fn a_large_file_does_not_keep_small_ones_waiting_and_comes_with_what_was_written
 /// In the tick of the clock in which the second one wrote an entry, and before it hears of that: no stamp shows it.
 #[test]
 fn an_xattr_is_set_in_the_tick_in_which_an_entry_was_written() {
-    for (path, merged) in [(&b"new"[..], false), (b"new", true), (b"made", false), (b"made", true)] {
-        let mut couple = start(Limits::default());
+    for at in 0..8 {
+        let [path, merged, cookies] = [1, 2, 4].map(|bit| at & bit != 0);
+        let path = if path { &b"new"[..] } else { b"made" };
+        let mut couple = start_on(Limits::default(), DiskConfig { cookies, ..DiskConfig::default() });
         couple.merged = merged;
         settle(&mut couple);
         let [one, two] = [0, 1].map(|at| couple.members[at].fs.clone());
@@ -241,7 +247,7 @@ fn an_xattr_is_set_in_the_tick_in_which_an_entry_was_written() {
         let uid = records.shown_at(Uid::ROOT, path).unwrap().unwrap();
         let recorded = records.record(uid).unwrap().unwrap().attributes.unwrap().value;
         let noted = recorded.xattrs.iter().any(|(_, value)| value[..] == *b"mine");
-        assert!(noted, "{}, merged: {merged}", path.escape_ascii());
+        assert!(noted, "{}, merged: {merged}, cookies: {cookies}", path.escape_ascii());
     }
 }
 
