@@ -229,7 +229,7 @@ where
         self.match_objects(&mut batch, &mut seen)?;
         self.looked_for.clear();
         self.read_batch(&mut batch)?;
-        if self.suspect {
+        if self.suspect || !self.unsynced.is_empty() {
             self.doubt(&mut batch)?;
         }
         if self.phase == Phase::Normal {
@@ -259,6 +259,24 @@ where
         Ok(())
     }
 
+    /// Is the time of a file as it was when its content was recorded, or as we set it since?
+    fn has_the_time_that_it_had(&self, modified: &Modified) -> bool {
+        let known_as = self.with_what_was_given(modified.node.clone(), &modified.stat, None);
+        known_as.stamp.mtime == modified.stat.stamp.mtime
+    }
+
+    /// Is it empty, or has it runs of zeros, or does it come from the future?
+    fn is_torn(&mut self, modified: &Modified) -> Result<bool> {
+        let seconds = i64::try_from(self.now.0 / 1_000_000).unwrap_or(i64::MAX);
+        Ok(modified.stat.stamp.size == 0
+            || modified.stat.stamp.mtime.seconds > seconds + 60
+            || match self.open_node(modified.node.parent)? {
+                Ok(Some(dir)) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
+                Ok(None) => false,
+                Err(_) => true,
+            })
+    }
+
     /// Entries looked at in one batch. Of a first scan fewer, and at its start still fewer: partners fetch what is
     /// recorded while the rest is hashed.
     fn batch_entries(&self) -> usize {
@@ -271,7 +289,8 @@ where
         limit.div_ceil(share)
     }
 
-    /// After a power cut: what is empty, has runs of zeros, or comes from the future, is no edit (design, section 11).
+    /// After a power cut: what is empty, has runs of zeros, or comes from the future, is no edit (design, section 11). Nor is
+    /// what a disk that failed to write made of a file: other bytes under the time that they had.
     fn doubt(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
         let mut doubtful = Vec::new();
         for modified in batch.modified.iter_mut().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
@@ -280,15 +299,8 @@ where
             if recorded.is_none_or(|c| c.value == value || c.bytes.is_none()) {
                 continue;
             }
-            let seconds = i64::try_from(self.now.0 / 1_000_000).unwrap_or(i64::MAX);
-            let torn = modified.stat.stamp.size == 0
-                || modified.stat.stamp.mtime.seconds > seconds + 60
-                || match self.open_node(modified.node.parent)? {
-                    Ok(Some(dir)) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
-                    Ok(None) => false,
-                    Err(_) => true,
-                };
-            if torn {
+            let lost = self.unsynced.contains(&modified.stat.object) && self.has_the_time_that_it_had(modified);
+            if lost || self.suspect && self.is_torn(modified)? {
                 modified.dropped = true;
                 doubtful.push((modified.node.clone(), modified.stat.clone(), value, provisional));
             }

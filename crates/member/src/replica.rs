@@ -318,6 +318,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) covered_at: Option<Hlc>,
     /// The first comparison after a power cut: what looks torn is no edit.
     pub(crate) suspect: bool,
+    /// Files that a sync failed for since the start, before what is in them was recorded.
+    pub(crate) unsynced: BTreeSet<Object>,
     /// The durability checkpoint: after a power cut, what was changed since is read again whatever its stamp says.
     pub(crate) checkpoint: Hlc,
     /// After a power cut: no versions until a partner was heard, or this time.

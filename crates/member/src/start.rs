@@ -162,6 +162,7 @@ where
             covered: BTreeSet::new(),
             covered_at: None,
             suspect: false,
+            unsynced: BTreeSet::new(),
             checkpoint: Hlc(0),
             hold_until: None,
             compare_clocks_at: None,

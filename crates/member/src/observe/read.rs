@@ -26,6 +26,9 @@ const TICK: i64 = 10_000;
 /// The same where stamps are whole seconds.
 const TICK_OF_SECONDS: i64 = 2_000_000;
 
+/// Most files of which is remembered that a sync of them failed; more only where the disk is broken.
+const UNSYNCED_MAX: usize = 100_000;
+
 /// A stamp that is further ahead than this is not of a change that was made in this call, microseconds.
 const LONGEST_CALL: i64 = 60_000_000;
 
@@ -162,10 +165,22 @@ where
         if let Err(error) = synced {
             // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
             self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
+            self.note_unsynced(batch);
             self.drop_batch(batch)?;
             self.distrust_staging()?;
         }
         Ok(())
+    }
+
+    /// The next sync of these says that all is well, and what was to be written may be on no disk: the kernel may drop it.
+    fn note_unsynced(&mut self, batch: &Batch<F::Dir>) {
+        let found = batch.found.iter().filter(|f| !f.dropped).map(|f| &f.stat);
+        let modified = batch.modified.iter().filter(|m| !m.dropped).map(|m| &m.stat);
+        for stat in found.chain(modified).filter(|stat| stat.kind == Kind::File) {
+            if self.unsynced.len() < UNSYNCED_MAX {
+                self.unsynced.insert(stat.object.clone());
+            }
+        }
     }
 
     /// Leaves all of a batch for later, as if none of it had been seen.

@@ -469,7 +469,7 @@ where
     }
 
     /// What the database has of something, with what a batch gave it that could not be noted, as far as that is there.
-    fn with_what_was_given(&self, mut node: Node, now: &Stat, attributes: Option<&Attributes>) -> Node {
+    pub(super) fn with_what_was_given(&self, mut node: Node, now: &Stat, attributes: Option<&Attributes>) -> Node {
         let Some(given) = self.undone.given(&node.object).filter(|_| node.object == now.object) else { return node };
         if given.mtime == now.stamp.mtime {
             node.stamp.mtime = given.mtime;

@@ -1,4 +1,4 @@
-//! Calls of the second one's disk fail for a while: what was begun then leaves nothing behind.
+//! Calls of a disk fail for a while: what was begun then leaves nothing behind.
 
 use crate::couple::{Change, Couple, expect_equal, settle};
 use anabranch_member::{Input, Limits};
@@ -10,15 +10,17 @@ const STEPS: usize = 200;
 
 fn act(couple: &mut Couple, change: Change<'_>) {
     change(&couple.members[0].fs);
-    for _ in 0..STEPS {
-        for at in 0..2 {
-            let hints = couple.members[at].fs.take_hints();
-            if !hints.is_empty() {
-                couple.queue.push_back((at, Input::Hints(hints)));
-            }
+    (0..STEPS).for_each(|_| act_once(couple));
+}
+
+fn act_once(couple: &mut Couple) {
+    for at in 0..2 {
+        let hints = couple.members[at].fs.take_hints();
+        if !hints.is_empty() {
+            couple.queue.push_back((at, Input::Hints(hints)));
         }
-        couple.step();
     }
+    couple.step();
 }
 
 /// The first one's user makes something; the second cannot finish it, nor remove what it began; the user takes it away
@@ -175,4 +177,48 @@ fn a_time_that_was_installed_before_a_stop_is_no_users_touch() {
         assert_eq!(second.tree()[&b"f"[..]].mtime, first.tree()[&b"f"[..]].mtime, "died after step {after}");
     }
     panic!("it is never done");
+}
+
+/// A sync that failed may have dropped what was to be written, and the next one says that all is well: what was published then
+/// goes back to what it was, under its own time, when the kernel reads it anew. No user did that.
+#[test]
+fn what_a_failing_disk_takes_back_is_no_edit() {
+    let mut taken_back = 0;
+    for trial in 0..100 {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+        couple.connect();
+        let [first, second] = [0, 1].map(|at| couple.members[at].fs.clone());
+        // Another course of events each time.
+        for _ in 0..trial {
+            first.write(b"scratch", b"").unwrap();
+            first.remove(b"scratch").unwrap();
+        }
+        settle(&mut couple);
+        first.write(b"f", b"two").unwrap();
+        until_a_sync_failed(&mut couple);
+        settle(&mut couple);
+        let published = second.read(b"f").unwrap().bytes() == b"two";
+        first.chmod(b"f", 0o600).unwrap();
+        until_a_sync_failed(&mut couple);
+        taken_back += u64::from(published && first.read(b"f").unwrap().bytes() == b"one");
+        // Nobody gives the first one its content back here: the two come to no rest.
+        act(&mut couple, &|_| {});
+        let is = second.read(b"f").unwrap();
+        assert!(!published || is.bytes() == b"two", "trial {trial}: what a disk made of it replaced what was written");
+    }
+    assert!(taken_back > 0, "in no trial did the disk take anything back");
+}
+
+fn until_a_sync_failed(couple: &mut Couple) {
+    let disk = couple.members[0].fs.clone();
+    disk.faults(|f| [Call::SyncFile, Call::SyncAll].iter().for_each(|call| f.set(*call, Fault::Io, 1_000_000)));
+    let failed = || disk.faults(|f| f.happened(Call::SyncFile, Fault::Io) + f.happened(Call::SyncAll, Fault::Io));
+    let before = failed();
+    for _ in 0..STEPS {
+        act_once(couple);
+        if failed() > before {
+            break;
+        }
+    }
+    disk.faults(Faults::clear);
 }
