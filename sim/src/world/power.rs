@@ -165,6 +165,8 @@ impl World<'_> {
         self.look_at(number);
         (0..self.members.len()).for_each(|member| self.look_into(member));
         self.go_down(number);
+        // Whoever waited for a lease of the process has written now, and that goes back with the disk.
+        self.after_users(number);
         let member = &mut self.members[number];
         let (before, places) = (member.fs.contents(), places(&member.fs));
         member.crowd().die();
