@@ -217,8 +217,11 @@ where
     fn ask_presence(&mut self, id: LinkId, after: Option<Uid>) -> Result<()> {
         // The pass made our knowledge cover the partner's: what it knows of is what both know.
         let page = self.records.records(after, ASK)?;
+        if after.is_none() {
+            self.returning_undecided = false;
+        }
         if page.is_empty() {
-            return self.returned(true);
+            return self.compared_with(id);
         }
         let uids: Vec<Uid> = page.iter().map(|r| r.uid).collect();
         self.returning_request = Some((id, uids.clone()));
@@ -237,13 +240,34 @@ where
         self.records.begin()?;
         for (uid, present) in uids.iter().zip(present) {
             let Some(record) = self.records.record(*uid)?.filter(|_| !present) else { continue };
-            if record.versions().all(|v| known.covers(v)) {
-                self.records.forget(*uid)?;
+            match record.versions().all(|v| known.covers(v)) {
+                true => self.records.forget(*uid)?,
+                false => self.returning_undecided = true,
             }
         }
         self.note_touched()?;
         self.records.commit()?;
         self.ask_presence(id, uids.last().copied())
+    }
+
+    /// All has been compared with that partner. What it has no record of, and may never have heard of, it cannot say anything
+    /// about: it may have been put back as well. So whoever else is connected is asked, too; where nobody has heard of it, it
+    /// is ours to tell.
+    fn compared_with(&mut self, id: LinkId) -> Result<()> {
+        if !self.returning_undecided {
+            return self.returned(true);
+        }
+        let since = *self.returning_since.get_or_insert(self.now);
+        let next = self.comparable().find(|other| *other > id);
+        if let Some(next) = next {
+            return self.ask_presence(next, None);
+        }
+        let expected = self.links.values().any(|l| l.partner == Partner::Upstream && !l.passed);
+        if !expected || self.now.0 >= since.0.saturating_add(self.config.limits.hold) {
+            return self.returned(true);
+        }
+        self.returning_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+        Ok(())
     }
 
     /// That partner was put back itself and knows no better. The next one is asked; where none knows, all of them again

@@ -284,6 +284,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) reported: BTreeSet<(EventKind, String)>,
     /// While returning: which UIDs a partner was asked about.
     pub(crate) returning_request: Option<(LinkId, Vec<Uid>)>,
+    /// The partner that is asked has no record of something, and may never have heard of it.
+    pub(crate) returning_undecided: bool,
     /// Since when all partners that are there were put back themselves, and when they are asked again.
     pub(crate) returning_since: Option<Hlc>,
     /// See [`Self::returning_since`].

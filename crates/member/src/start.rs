@@ -143,6 +143,7 @@ where
             counters: Counters::default(),
             reported: BTreeSet::new(),
             returning_request: None,
+            returning_undecided: false,
             returning_since: None,
             returning_at: None,
             partner_known: BTreeMap::new(),
