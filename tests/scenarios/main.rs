@@ -1,5 +1,6 @@
 //! The scenarios, by topic. Each test is one story that an administrator could live through, with its end checked.
 
+mod administration;
 mod adversary;
 mod bad_input;
 mod basics;

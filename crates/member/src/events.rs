@@ -74,7 +74,7 @@ events! {
     /// The folder began to replicate.
     Started = 2002, Information, "replication of the folder started", "Nothing to do.";
     /// The root is not what it was.
-    RootChanged = 2004, Error, "the folder's root is missing or is another directory than before; replication of it is stopped, nothing is deleted anywhere", "Mount or put back the directory; replication goes on by itself.";
+    RootChanged = 2004, Error, "the folder's root is missing or is another directory than before; replication of it is stopped, nothing is deleted anywhere", "Mount the disk, or put back the directory with its `.anabranch`; replication goes on by itself.";
     /// The database was damaged and set aside.
     DatabaseRebuilt = 2104, Warning, "the metadata database was damaged: it was set aside and is rebuilt from the folder", "Look at the disk; what differs from partners is preserved.";
     /// The database cannot be used now.
@@ -129,6 +129,8 @@ events! {
     ContentLost = 7008, Warning, "a content that this member once wrote is nowhere any more (it was put back to an older state, or a user removed it)", "Put the file back from a backup if it is needed.";
     /// What a clock in the future had stamped.
     StampedAnew = 7009, Information, "this member's clock was ahead and is right again; what it had stamped is stamped anew", "Nothing to do.";
+    /// The private directory is not usable.
+    PrivateUnusable = 7010, Error, "what the folder keeps for itself in `.anabranch` cannot be used; replication of it is stopped, nothing is deleted anywhere", "Put back what is missing, with the daemon's user as its owner and mode 0700; replication goes on by itself.";
 }
 
 /// Something that happened, with its particulars.

@@ -3,6 +3,10 @@
 //! One thread a folder owns the replica. Whatever comes in, hints, messages, orders, passes one bounded channel, so a
 //! partner that sends faster than the folder takes in is held back by its connection. The thread never waits for a
 //! partner: what goes out is queued with the link, and a link whose queue is long gets no more requests in.
+//!
+//! Where the root's path names something else than what is held open (a disk was unmounted, and mounted again perhaps), or
+//! the private directory is not what it was, the folder is closed, and opened again as soon as it can be: nothing of what is
+//! then missing counts as removed (design, section 5).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,6 +31,10 @@ use crate::config::Config;
 use crate::events::{Event, EventKind};
 use crate::replica::{Input, LinkId, Output, Partner, Replica, Stop};
 
+mod standing;
+
+use standing::Standing;
+
 /// The replica that the real program runs.
 pub type LinuxReplica = Replica<LinuxFs, SqliteKv>;
 
@@ -42,6 +50,8 @@ const MESSAGES_MAX: usize = 64;
 const REOPEN: Duration = Duration::from_secs(1);
 /// How often everything is compared where nothing watches.
 const SCAN_EVERY: Duration = Duration::from_secs(60);
+/// How often the root and the private directory are looked at by their paths: no event tells of an unmount.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// Takes a folder's name and what happened to it.
 pub type EventSink = Arc<dyn Fn(&str, &Event) + Send + Sync>;
@@ -102,7 +112,7 @@ pub struct HostSpec {
 /// A folder at work. Dropping it stops the thread without closing the database properly; use [`Host::stop`].
 pub struct Host {
     commands: mpsc::Sender<Command>,
-    thread: Option<JoinHandle<()>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
     status: Arc<Mutex<HostStatus>>,
     changes: watch::Receiver<u64>,
     links: std::sync::atomic::AtomicU64,
@@ -131,7 +141,7 @@ impl Host {
         let thread =
             std::thread::Builder::new().name("folder".into()).stack_size(STACK_BYTES).spawn(move || body.run())?;
         let links = std::sync::atomic::AtomicU64::new(1);
-        Ok(Self { commands, thread: Some(thread), status, changes, links, runtime })
+        Ok(Self { commands, thread: Mutex::new(Some(thread)), status, changes, links, runtime })
     }
 
     /// How it stands.
@@ -262,12 +272,12 @@ impl Host {
         let _ = self.commands.send(Command::Stop).await;
     }
 
-    /// Closes the folder properly and ends the thread.
-    pub async fn stop(mut self) {
-        // If the thread is gone there is nothing to stop.
-        let _ = self.commands.send(Command::Stop).await;
-        if let Some(thread) = self.thread.take()
-            && tokio::task::spawn_blocking(move || thread.join()).await.is_err()
+    /// Closes the folder properly and ends the thread, whoever else still has this host: its links are closed as well.
+    pub async fn stop(&self) {
+        self.request_stop().await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(thread) = thread
+            && !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(())))
         {
             tracing::error!("a folder's thread did not end in order");
         }
@@ -348,20 +358,25 @@ impl Body {
         let mut resume = false;
         loop {
             let error = match self.open(resume) {
-                Ok((replica, watcher)) => match self.live(replica, watcher) {
-                    Ok(Life::Over) => return,
+                Ok((replica, watcher, standing)) => match self.live(replica, watcher, &standing) {
+                    Ok(Life::Over) => return self.close_links(),
                     Err(stop) => stop,
                 },
                 Err(stop) => stop,
             };
-            let text = chain(&error);
+            let text = match &error {
+                Stop::Private { path, .. } if !Path::new(path).is_absolute() => {
+                    format!("{}: {}", self.spec.root.display(), chain(&error))
+                }
+                _ => chain(&error),
+            };
             if self.reported.as_deref() != Some(&text) {
                 tracing::error!(folder = self.spec.config.folder_name, error = text, "the folder stopped");
                 let kind = match &error {
                     Stop::RecoveryWaits => EventKind::RecoveryWaits,
                     Stop::Root(_) => EventKind::RootChanged,
                     Stop::Names { .. } => EventKind::NamesChanged,
-                    Stop::Private { .. } => EventKind::CannotInstall,
+                    Stop::Private { .. } => EventKind::PrivateUnusable,
                     Stop::Database(_) => EventKind::DatabaseFailed,
                 };
                 (self.spec.events)(&self.spec.config.folder_name, &Event::new(kind, text.clone()));
@@ -371,13 +386,17 @@ impl Body {
                 status.running = false;
                 status.error = Some(text);
             });
-            for (_, outbox) in std::mem::take(&mut self.links) {
-                outbox.close.notify_one();
-            }
+            self.close_links();
             match self.pause(matches!(error, Stop::RecoveryWaits)) {
                 Some(ordered) => resume = ordered,
                 None => return,
             }
+        }
+    }
+
+    fn close_links(&mut self) {
+        for (_, outbox) in std::mem::take(&mut self.links) {
+            outbox.close.notify_one();
         }
     }
 
@@ -414,19 +433,21 @@ impl Body {
         change(&mut self.status.lock().unwrap_or_else(PoisonError::into_inner));
     }
 
-    fn open(&mut self, resume: bool) -> Result<(LinuxReplica, Watcher), Stop> {
+    fn open(&mut self, resume: bool) -> Result<(LinuxReplica, Watcher, Standing), Stop> {
         let root = &self.spec.root.clone();
         let failed = |path: &Path, source| Stop::Private { path: path.display().to_string(), source };
-        let fs = LinuxFs::open(root).map_err(|e| failed(root, e))?;
-        let private = root.join(std::str::from_utf8(layout::PRIVATE_DIR).unwrap_or(".anabranch"));
-        let staging = private.join(std::str::from_utf8(layout::STAGING).unwrap_or("staging"));
+        let fs = LinuxFs::open(root).map_err(|e| standing::root_fails(root, e))?;
+        let [private, staging, ..] = standing::private_paths(root);
+        if self.spec.config.token.is_some() {
+            standing::expect_private(&private)?;
+        }
         for (path, above) in [(&private, root), (&staging, &private)] {
             match std::fs::DirBuilder::new().mode(0o700).create(path) {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
                 made => made.and_then(|()| std::fs::File::open(above)?.sync_all()).map_err(|e| failed(path, e))?,
             }
         }
-        let path = private.join(std::str::from_utf8(layout::DATABASE).unwrap_or("database"));
+        let path = private.join(standing::text(layout::DATABASE));
         let kv = match SqliteKv::open(&path, StoreOptions { cache_bytes: self.spec.cache_bytes }) {
             Ok((kv, _)) => kv,
             Err(error) if error.damaged => {
@@ -446,8 +467,12 @@ impl Body {
         let (watcher, kind) = Watcher::start(&fs, watch).map_err(|e| failed(root, e))?;
         let mut config = self.spec.config.clone();
         config.place.extend_from_slice(&place_of(root));
-        let replica = Replica::open(fs, kv, config, Box::new(random_id), now(), resume)?;
-        (self.spec.token)(&replica.token()?);
+        let replica = Replica::open(fs.clone(), kv, config, Box::new(random_id), now(), resume)?;
+        let token = replica.token()?;
+        (self.spec.token)(&token);
+        // Whatever is found at the path from now on must be this.
+        self.spec.config.token = Some(token);
+        let standing = Standing::of(fs, root)?;
         self.set(|status| {
             status.watching = match kind {
                 WatchKind::Fanotify => "fanotify",
@@ -455,7 +480,7 @@ impl Body {
                 WatchKind::ScanOnly => "scan",
             };
         });
-        Ok((replica, watcher))
+        Ok((replica, watcher, standing))
     }
 
     /// A damaged database is set aside; the folder is then compared with partners as at the initial sync.
@@ -476,7 +501,7 @@ impl Body {
         Ok(())
     }
 
-    fn live(&mut self, mut replica: LinuxReplica, watcher: Watcher) -> Result<Life, Stop> {
+    fn live(&mut self, mut replica: LinuxReplica, watcher: Watcher, standing: &Standing) -> Result<Life, Stop> {
         self.reported = None;
         self.set(|status| {
             status.running = true;
@@ -487,11 +512,12 @@ impl Body {
         let watcher = self.forward(watcher).map_err(|source| Stop::Private { path: "the watcher".into(), source })?;
         let scan_only = self.status.lock().unwrap_or_else(PoisonError::into_inner).watching == "scan";
         let mut scan_at = std::time::Instant::now() + SCAN_EVERY;
+        let mut look_at = std::time::Instant::now() + LOOK_EVERY;
         let mut put_off: Option<Command> = None;
         let mut seen = (replica.records().change_number(), replica.counters().installs);
         let result = loop {
             let due = replica.deadline().map(|at| Duration::from_micros(at.0.saturating_sub(now().0)));
-            let mut wait = due.unwrap_or(SCAN_EVERY);
+            let mut wait = due.unwrap_or(SCAN_EVERY).min(look_at.saturating_duration_since(std::time::Instant::now()));
             if scan_only {
                 wait = wait.min(scan_at.saturating_duration_since(std::time::Instant::now()));
             }
@@ -592,6 +618,19 @@ impl Body {
             if let Err(stop) = done {
                 break Err(stop);
             }
+            if replica.root_is_lost() || std::time::Instant::now() >= look_at {
+                look_at = std::time::Instant::now() + LOOK_EVERY;
+                if let Some(stop) = standing.lost() {
+                    // What it knows goes with the disk; where that cannot be written any more, it is recovered.
+                    if let Err(error) = replica.close() {
+                        tracing::warn!(
+                            error = chain(&error),
+                            "a folder that is not in its place was not closed properly"
+                        );
+                    }
+                    break Err(stop);
+                }
+            }
             let now_seen = (replica.records().change_number(), replica.counters().installs);
             if now_seen != seen {
                 seen = now_seen;
@@ -646,6 +685,8 @@ impl Body {
                         outbox.close.notify_one();
                     }
                 }
+                // It is said with its cause when the folder is closed for it.
+                Output::Report(event) if event.kind == EventKind::RootChanged => {}
                 Output::Report(event) => (self.spec.events)(&self.spec.config.folder_name, &event),
             }
         }

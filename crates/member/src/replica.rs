@@ -581,6 +581,12 @@ where
     pub(crate) fn report(&mut self, kind: EventKind, detail: impl Into<String>) {
         self.out.push_back(Output::Report(Event::new(kind, detail)));
     }
+    /// The root was not where it should be when it was last looked at: the folder stands still, and looks for it.
+    #[must_use]
+    pub fn root_is_lost(&self) -> bool {
+        self.root_lost
+    }
+
 
     /// Reports once for each detail while the program runs, at most 10,000 of them.
     pub(crate) fn report_once(&mut self, kind: EventKind, detail: impl Into<String>) {

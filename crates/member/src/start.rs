@@ -195,6 +195,15 @@ where
         if !new && own_token.is_some() && own_token != token {
             return Err(Stop::Root("its identity token is missing or another one".into()));
         }
+        if let (false, Some(expected), Some(found)) = (new, &self.config.token, &own_token)
+            && expected != found
+        {
+            // The disk of another folder, say: its records must not become this folder's.
+            let [expected, found] = [expected, found].map(|t| String::from_utf8_lossy(t).trim().to_owned());
+            return Err(Stop::Root(format!(
+                "it carries the identity token {found}, and this member's folder {expected}"
+            )));
+        }
         if !new && !clean && self.config.recovery == RecoveryPolicy::Manual && !resume {
             self.report(EventKind::RecoveryWaits, self.config.folder_name.clone());
             return Err(Stop::RecoveryWaits);
