@@ -6,7 +6,7 @@
 //! something. That directories are merged, and that an unseen edit keeps a deleted file, is not written down: it holds while
 //! its reasons do.
 
-use anabranch_model::{Hlc, Knowledge, Record, ReplicaId, Time, Uid, Written};
+use anabranch_model::{Hlc, Knowledge, Name, Record, ReplicaId, Time, Uid, Written};
 
 use crate::changes::{ChangeError, delete};
 use crate::kv::{Kv, KvError, Table};
@@ -60,6 +60,30 @@ impl<K: Kv> Records<K> {
         };
         let rows = self.kv.range(Table::Unresolved, &from, None, limit)?;
         rows.iter().map(|(key, _)| self.numbers.uid(key)).collect()
+    }
+
+    /// Cycles of directories that the view cuts and whose cuts are not written down, at most `limit`: each from the directory
+    /// that hangs from the root for it upward along the recorded parents, with the name that its user gave it. The last one lies in
+    /// the first.
+    ///
+    /// # Errors
+    /// [`KvError`].
+    pub fn cut_cycles(&self, limit: usize) -> Result<Vec<Vec<(Uid, Name)>>, KvError> {
+        let (mut after, mut out) = (None, Vec::new());
+        while self.counters.cuts > 0 && out.len() < limit {
+            let chunk = self.conflicts(after, CHUNK)?;
+            let Some(last) = chunk.last() else { break };
+            after = Some(*last);
+            for uid in chunk {
+                if self.derived(uid)?.cut
+                    && let Some(cycle) = self.cycle(uid)?
+                {
+                    out.push(cycle.into_iter().map(|(uid, place)| (uid, place.name)).collect());
+                }
+            }
+        }
+        out.truncate(limit);
+        Ok(out)
     }
 
     /// Writes resolutions down, and says how many. A read-only membership writes none. Only from a causally closed state:

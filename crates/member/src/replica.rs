@@ -47,6 +47,9 @@ pub enum Partner {
     Downstream,
 }
 
+/// Cycles of directories that are looked at for events, of those that stand at the same time.
+const CYCLES_MAX: usize = 64;
+
 /// Names of a path that is put together for people; a longer one loses its beginning.
 pub(crate) const PATH_NAMES_MAX: usize = 4096;
 
@@ -578,15 +581,15 @@ where
         self.config.members = members;
     }
 
-    pub(crate) fn report(&mut self, kind: EventKind, detail: impl Into<String>) {
-        self.out.push_back(Output::Report(Event::new(kind, detail)));
-    }
     /// The root was not where it should be when it was last looked at: the folder stands still, and looks for it.
     #[must_use]
     pub fn root_is_lost(&self) -> bool {
         self.root_lost
     }
 
+    pub(crate) fn report(&mut self, kind: EventKind, detail: impl Into<String>) {
+        self.out.push_back(Output::Report(Event::new(kind, detail)));
+    }
 
     /// Reports once for each detail while the program runs, at most 10,000 of them.
     pub(crate) fn report_once(&mut self, kind: EventKind, detail: impl Into<String>) {
@@ -640,6 +643,7 @@ where
         if self.phase != Phase::Normal {
             return Ok(());
         }
+        self.report_cycles()?;
         self.records.begin()?;
         let count = self.records.resolve(self.now, scope)?;
         self.counters.resolutions += count as u64;
@@ -647,6 +651,25 @@ where
         self.commit()?;
         if self.records.unresolved() > 0 {
             self.resolve_at = Some(Hlc(self.now.0 + self.config.limits.resolve));
+        }
+        Ok(())
+    }
+
+    /// Says where directories were moved into each other: whoever looks for one of them finds it in the root.
+    fn report_cycles(&mut self) -> Result<()> {
+        for cycle in self.records.cut_cycles(CYCLES_MAX)? {
+            let names: Vec<_> =
+                cycle.iter().map(|(_, name)| String::from_utf8_lossy(name.bytes()).into_owned()).collect();
+            let into = |i: usize| format!("`{}` into `{}`", names[i], names[(i + 1) % names.len()]);
+            let moves: Vec<String> = (0..names.len()).map(into).collect();
+            let Some((cut, name)) = cycle.first() else { continue };
+            let mut at = String::from_utf8_lossy(name.beside(*cut).bytes()).into_owned();
+            let mut places = vec![format!("`{at}`")];
+            for name in names.iter().skip(1).rev() {
+                at = format!("{at}/{name}");
+                places.push(format!("`{at}`"));
+            }
+            self.report_once(EventKind::CycleCut, format!("{}: now {}", moves.join(", "), places.join(", ")));
         }
         Ok(())
     }

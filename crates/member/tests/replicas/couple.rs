@@ -7,7 +7,7 @@ use std::rc::Rc;
 
 use anabranch_engine::MemoryKv;
 use anabranch_engine::kv::{Kv, KvError, Pair, Table};
-use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
+use anabranch_member::{Config, Event, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
 use anabranch_model::{Content, FolderId, Hlc, ReplicaId, Uid};
 use anabranch_net::message::{Message, Piece};
 use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs, Thing};
@@ -85,6 +85,8 @@ pub(crate) struct Couple {
     pub(crate) spoil: bool,
     /// Hints say in which directory something may have changed, and no more, as merged ones do.
     pub(crate) merged: bool,
+    /// What they reported, and who.
+    pub(crate) reports: Vec<(usize, Event)>,
 }
 
 impl Couple {
@@ -111,6 +113,7 @@ impl Couple {
             pieces: 0,
             spoil: false,
             merged: false,
+            reports: Vec::new(),
         };
         couple.open(0, limits);
         couple.open(1, limits);
@@ -225,8 +228,12 @@ impl Couple {
             return true;
         }
         while let Some(output) = replica.poll() {
-            if let Output::Send(link, envelope) = output {
-                self.queue.push_back((1 - to, Input::Received(link, envelope.message)));
+            match output {
+                Output::Send(link, envelope) => {
+                    self.queue.push_back((1 - to, Input::Received(link, envelope.message)));
+                }
+                Output::Report(event) => self.reports.push((to, event)),
+                Output::Close(..) => {}
             }
         }
         true

@@ -1,0 +1,41 @@
+//! Directories that are moved into each other: what becomes of them is said with their paths.
+
+#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
+
+mod couple;
+
+use anabranch_member::{EventKind, Limits};
+use anabranch_volume::simulated::{DiskConfig, SimFs};
+use couple::{Couple, settle};
+
+#[test]
+fn a_cycle_of_moves_is_an_event_that_names_both_directories_and_their_places() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
+        fs.mkdir(b"a").unwrap();
+        fs.mkdir(b"b").unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    couple.disconnect();
+    couple.members[0].fs.rename(b"b", b"a/b").unwrap();
+    while couple.step() {}
+    couple.hear();
+    while couple.step() {}
+    // The second one's move is the later one, so it is the one that writes the way out down.
+    couple.now += 1_000_000;
+    couple.tell_time();
+    couple.members[1].fs.rename(b"a", b"b/a").unwrap();
+    couple.hear();
+    while couple.step() {}
+    couple.connect();
+    settle(&mut couple);
+    let said: Vec<&str> =
+        couple.reports.iter().filter(|(_, e)| e.kind == EventKind::CycleCut).map(|(_, e)| &e.detail[..]).collect();
+    let [said] = said[..] else { panic!("{said:?}") };
+    // The earlier move is undone: `b` hangs from the root.
+    assert!(said.contains("`b` into `a`, `a` into `b`: now `b~"), "{said}");
+    let paths: Vec<String> = couple.members[1].fs.tree().keys().map(|p| p.escape_ascii().to_string()).collect();
+    let [at, within] = &paths[..] else { panic!("{paths:?}") };
+    assert_eq!(*within, format!("{at}/a"));
+    assert!(said.ends_with(&format!("now `{at}`, `{within}`")), "{said}: {paths:?}");
+}
