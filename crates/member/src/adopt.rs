@@ -52,6 +52,7 @@ where
             self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
             self.records.commit()?;
             self.report(EventKind::InitialSyncEnded, self.config.folder_name.clone());
+            self.report_pre_existing()?;
             self.walk_again_from(&[]);
             self.work_at = Some(self.now);
             // What people did meanwhile, and could not be told from what was here before.
@@ -64,6 +65,23 @@ where
         self.records.commit()?;
         self.adopting = Some(stack);
         self.work_at = Some(self.now);
+        Ok(())
+    }
+
+    /// Says how many things went to `PreExisting`. The manifest began with this database, so that those of an earlier part of
+    /// the same initial sync count, and no others.
+    fn report_pre_existing(&mut self) -> Result<()> {
+        let (mut items, mut after) = (0_u64, 0);
+        loop {
+            let page = tables::preserved(self.records.kv(), after, 1024)?;
+            let Some(last) = page.last() else { break };
+            after = last.number;
+            items += page.iter().filter(|item| item.reason == Reason::PreExisting && !item.pending).count() as u64;
+        }
+        if items > 0 {
+            let text = format!("{items} (a directory counts once, with all that is in it)");
+            self.report(EventKind::WentToPreExisting, text);
+        }
         Ok(())
     }
 

@@ -131,6 +131,8 @@ events! {
     StampedAnew = 7009, Information, "this member's clock was ahead and is right again; what it had stamped is stamped anew", "Nothing to do.";
     /// The private directory is not usable.
     PrivateUnusable = 7010, Error, "what the folder keeps for itself in `.anabranch` cannot be used; replication of it is stopped, nothing is deleted anywhere", "Put back what is missing, with the daemon's user as its owner and mode 0700; replication goes on by itself.";
+    /// What the initial sync took out of the tree.
+    WentToPreExisting = 7011, Warning, "items lay here at the initial sync that no partner has: they are not replicated, and were put into PreExisting", "`anabranch preserved list FOLDER` shows them; `restore` brings them back.";
     /// Directories that were moved into each other.
     CycleCut = 7012, Warning, "directories were moved into each other on different members; one of them is in the folder's root now, under a name of its own", "Move it where it should be.";
 }
