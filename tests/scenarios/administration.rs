@@ -17,8 +17,12 @@ use serde_json::Value;
 
 /// The folder's root is gone, or another one.
 const EVENT_ROOT: u64 = 2004;
+/// Initial sync is complete.
+const EVENT_INITIAL_SYNC: u64 = 4104;
 /// The private directory cannot be used.
 const EVENT_PRIVATE: u64 = 7010;
+/// What lay here went to `PreExisting`.
+const EVENT_PRE_EXISTING: u64 = 7011;
 
 fn event(member: &Member, number: u64, words: &[&str]) -> Result<Value> {
     until(&format!("event {number} of {} with {words:?}", member.name), Duration::from_secs(60), || {
@@ -106,4 +110,66 @@ fn a_private_directory_that_belongs_to_somebody_else_is_said_with_its_path_and_c
     trees::write(&one.tree().join("file"), b"file")?;
     std::os::unix::fs::chown(one.tree().join("file"), Some(user), Some(user))?;
     cluster.settle()
+}
+
+#[test]
+fn after_a_damaged_database_it_is_said_how_many_items_went_aside() -> Result<()> {
+    let mut cluster = Cluster::mesh(2)?;
+    trees::write(&cluster.members[0].tree().join("both have it"), b"both")?;
+    cluster.settle()?;
+    let ended = cluster.members[1].events(EVENT_INITIAL_SYNC)?.len();
+    cluster.members[1].stop()?;
+    let tree = cluster.members[1].tree();
+    fs::write(tree.join(".anabranch/database"), [0x5a; 65_536])?;
+    for name in ["one", "two", "directory/three", "directory/four"] {
+        trees::write(&tree.join(name), name.as_bytes())?;
+    }
+    cluster.members[1].serve()?;
+    cluster.settle()?;
+    let two = &cluster.members[1];
+    event(two, EVENT_PRE_EXISTING, &["3 "])?;
+    ensure!(two.events(EVENT_PRE_EXISTING)?.len() == 1);
+    ensure!(two.events(EVENT_INITIAL_SYNC)?.len() > ended, "the end of the comparison is not said");
+
+    // All of them come back with one command, and not with a number that is none.
+    let count = two.preserved(FOLDER, "unseen")?.len();
+    ensure!(count == 3, "{count}");
+    let numbers: Vec<String> = two.preserved(FOLDER, "unseen")?.iter().map(|item| item["number"].to_string()).collect();
+    two.ask(&["preserved", "restore", FOLDER, &numbers[0], "999"])?.refused(2, &["999", "preserved list"])?;
+    ensure!(two.preserved(FOLDER, "unseen")?.len() == 3, "something was restored beside a wrong number");
+    let head = two.run(&["preserved", "list", FOLDER])?;
+    ensure!(head.contains("WHEN") && head.contains(" UTC  "), "no time in\n{head}");
+    let restored = two.run(&["preserved", "restore", FOLDER, &numbers[0], &numbers[1]])?;
+    ensure!(restored.lines().count() == 2, "{restored}");
+    two.ask(&["preserved", "restore", FOLDER])?.refused(2, &["--all"])?;
+    two.ask(&["preserved", "restore", FOLDER, &numbers[2], "--all"])?.refused(2, &["--all"])?;
+    two.run(&["preserved", "restore", FOLDER, "--all"])?;
+    ensure!(two.preserved(FOLDER, "unseen")?.is_empty());
+    cluster.settle()?;
+    let one = cluster.members[0].tree();
+    ensure!(["one", "two", "directory/three", "directory/four"].iter().all(|name| one.join(name).exists()));
+    Ok(())
+}
+
+#[test]
+fn an_item_that_cannot_be_restored_stops_none_of_the_others() -> Result<()> {
+    let cluster = Cluster::mesh(2)?;
+    let (one, two) = (&cluster.members[0], &cluster.members[1]);
+    for name in ["a", "b", "c"] {
+        trees::write(&one.tree().join(name), name.as_bytes())?;
+    }
+    cluster.settle()?;
+    for name in ["a", "b", "c"] {
+        fs::remove_file(one.tree().join(name))?;
+    }
+    cluster.settle()?;
+    let items = two.preserved(FOLDER, "seen")?;
+    let kept = items.iter().find(|item| item["path"] == "b").context("`b` is preserved")?;
+    fs::remove_file(two.tree().join(kept["kept"].as_str().context("it says where")?))?;
+    let done = two.ask(&["preserved", "restore", FOLDER, "--all"])?;
+    done.refused(3, &["1 of 3", &format!("item {} ", kept["number"])])?;
+    ensure!(done.out.lines().collect::<Vec<_>>().len() == 2, "{done}");
+    cluster.settle()?;
+    ensure!(one.tree().join("a").exists() && one.tree().join("c").exists() && !one.tree().join("b").exists());
+    Ok(())
 }

@@ -417,16 +417,19 @@ async fn preserved_list(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fai
 
 async fn preserved_restore(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Failure> {
     let (host, folder) = find(daemon, with)?;
-    let number =
-        with["number"].as_u64().ok_or_else(|| Failure::usage("the number of the preserved item is missing"))?;
-    let restored = host.ask(move |replica| replica.restore(number).map_err(|e| chain(&e))).await;
-    let restored = restored.ok_or_else(|| stopped(&folder, &host))?;
-    let restored =
-        restored.map_err(|e| Failure::failed(format!("item {number} of {folder} cannot be restored")).because(e))?;
-    let path = restored.map_err(|e| {
-        Failure::usage(format!("item {number} of {folder} cannot be restored"))
-            .because(e)
-            .hint(format!("`anabranch preserved list {folder}` shows what there is"))
-    })?;
-    Ok(json!({"folder": folder, "number": number, "path": path}))
+    let numbers = with["numbers"].as_array().map(|numbers| numbers.iter().map(Value::as_u64).collect());
+    let Some(Some(numbers)) = numbers else {
+        return Err(Failure::usage("the numbers of the preserved items are missing"));
+    };
+    let numbers: Vec<u64> = numbers;
+    let done = host.ask(move |replica| {
+        let restore = |number| match replica.restore(number) {
+            Ok(Ok(path)) => json!({"number": number, "path": path}),
+            Ok(Err(cause)) => json!({"number": number, "error": cause}),
+            Err(stop) => json!({"number": number, "error": chain(&stop)}),
+        };
+        numbers.into_iter().map(restore).collect()
+    });
+    Ok(Value::Array(done.await.ok_or_else(|| stopped(&folder, &host))?))
 }
+/// Puts items back, each by itself: an array with the path of each, or why it could not be.

@@ -142,12 +142,10 @@ async fn dispatch(data: Data, command: Command) -> Result<u8, Failure> {
         }
         Command::Preserved(PreservedCommand::List { name, json }) => {
             let list = call("preserved.list", json!({"name": name})).await?;
-            let keys = ["number", "class", "reason", "size", "path"];
-            show(&list, json, &["NUMBER", "CLASS", "REASON", "SIZE", "PATH"], &keys);
+            show_preserved(&list, json);
         }
-        Command::Preserved(PreservedCommand::Restore { name, number }) => {
-            let done = call("preserved.restore", json!({"name": name, "number": number})).await?;
-            print(&field(&done, "path"));
+        Command::Preserved(PreservedCommand::Restore { name, numbers, all }) => {
+            restore(&socket, &name, numbers, all).await?;
         }
         Command::Events { follow, json } => events(&socket, follow, json).await?,
         Command::Filehash { paths, json } => return crate::filehash::run(&paths, json),
@@ -168,6 +166,64 @@ fn show(list: &Value, json: bool, head: &[&str], keys: &[&str]) {
         .map(|items| items.iter().map(|item| keys.iter().map(|k| field(item, k)).collect()).collect())
         .unwrap_or_default();
     print(&table(head, &rows));
+}
+
+fn show_preserved(list: &Value, json: bool) {
+    if json {
+        return print_json(list);
+    }
+    let rows = list.as_array().into_iter().flatten().map(|item| {
+        let when = clock(item["when"].as_u64().unwrap_or(0));
+        let [number, class, reason, size, path] =
+            ["number", "class", "reason", "size", "path"].map(|key| field(item, key));
+        vec![number, when, class, reason, size, path]
+    });
+    print(&table(&["NUMBER", "WHEN", "CLASS", "REASON", "SIZE", "PATH"], &rows.collect::<Vec<_>>()));
+}
+
+/// Items put back with one request: the folder does nothing else meanwhile.
+const RESTORE_AT_ONCE: usize = 100;
+
+/// Puts items back and prints where each of them is now. A number that is not in the list is a mistake, and nothing is put
+/// back then; an item that cannot be put back stops none of the others.
+async fn restore(socket: &Path, folder: &str, mut numbers: Vec<u64>, all: bool) -> Result<(), Failure> {
+    if numbers.is_empty() && !all {
+        return Err(Failure::usage("which items to restore is not said")
+            .hint(format!("name their numbers, which `anabranch preserved list {folder}` shows, or say --all")));
+    }
+    let list = ask(socket, "preserved.list", json!({"name": folder})).await?;
+    let listed: Vec<u64> = list.as_array().into_iter().flatten().filter_map(|item| item["number"].as_u64()).collect();
+    if all {
+        numbers = listed;
+    } else {
+        let unknown: Vec<String> = numbers.iter().filter(|n| !listed.contains(n)).map(u64::to_string).collect();
+        if !unknown.is_empty() {
+            return Err(Failure::usage(format!("nothing of {folder} is restored"))
+                .because(format!("there is no preserved item {}", unknown.join(", ")))
+                .hint(format!("`anabranch preserved list {folder}` shows what there is")));
+        }
+        numbers.sort_unstable();
+        numbers.dedup();
+    }
+    let (mut left, asked) = (0, numbers.len());
+    for some in numbers.chunks(RESTORE_AT_ONCE) {
+        let done = ask(socket, "preserved.restore", json!({"name": folder, "numbers": some})).await?;
+        for item in done.as_array().into_iter().flatten() {
+            match item["error"].as_str() {
+                None => print(&field(item, "path")),
+                Some(cause) => {
+                    left += 1;
+                    crate::complain(&format!("item {} of {folder} is not restored: {cause}", field(item, "number")));
+                }
+            }
+        }
+    }
+    if left == 0 {
+        return Ok(());
+    }
+    Err(Failure::failed(format!("{left} of {asked} items of {folder} are not restored"))
+        .because("see above; the others are where the output says")
+        .hint("they stay preserved: remove the causes and restore them again"))
 }
 
 async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {

@@ -215,12 +215,15 @@ enum PreservedCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Put an item back into the tree.
+    /// Put items back into the tree.
     Restore {
         /// GROUP/FOLDER.
         name: String,
-        /// Its number in the list.
-        number: u64,
+        /// Their numbers in the list.
+        numbers: Vec<u64>,
+        /// All items of the list, both classes: also what was deleted or replaced on purpose.
+        #[arg(long, conflicts_with = "numbers")]
+        all: bool,
     },
 }
 
