@@ -2,12 +2,15 @@
 //! what comes back is taken up by itself.
 
 use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use e2e::cluster::{Cluster, FOLDER};
-use e2e::member::{Member, User};
+use e2e::cluster::{Cluster, FOLDER, lone};
+use e2e::member::{Member, User, free_port};
 use e2e::mount::Mount;
+use e2e::program::run;
 use e2e::random::Random;
 use e2e::skip;
 use e2e::snapshot::Snapshot;
@@ -19,6 +22,8 @@ use serde_json::Value;
 const EVENT_ROOT: u64 = 2004;
 /// Initial sync is complete.
 const EVENT_INITIAL_SYNC: u64 = 4104;
+/// An object of the domain is invalid.
+const EVENT_INVALID: u64 = 6806;
 /// The private directory cannot be used.
 const EVENT_PRIVATE: u64 = 7010;
 /// What lay here went to `PreExisting`.
@@ -37,6 +42,16 @@ fn folder(member: &Member, name: &str) -> Result<Option<Value>> {
     let status: Value = serde_json::from_str(&member.run(&["status", "--json"])?)?;
     let folders = status["folders"].as_array().context("status lists folders")?;
     Ok(folders.iter().find(|folder| folder["name"] == name).cloned())
+}
+
+/// Changes a line of the local file.
+fn configure(member: &Member, key: &str, value: &str) -> Result<()> {
+    let file = member.data().join("anabranch.toml");
+    let text = fs::read_to_string(&file)?;
+    let begin = format!("{key} = ");
+    ensure!(text.lines().any(|line| line.starts_with(&begin)), "no `{key}` in {text}");
+    let changed = |line: &str| if line.starts_with(&begin) { format!("{begin}\"{value}\"") } else { line.to_owned() };
+    Ok(fs::write(&file, text.lines().map(changed).collect::<Vec<_>>().join("\n"))?)
 }
 
 #[test]
@@ -113,6 +128,29 @@ fn a_private_directory_that_belongs_to_somebody_else_is_said_with_its_path_and_c
 }
 
 #[test]
+fn a_folder_that_cannot_be_kept_is_in_the_status_with_its_reason() -> Result<()> {
+    let cluster = Cluster::joined(2, User::Same)?;
+    let (one, two) = (&cluster.members[0], &cluster.members[1]);
+    fs::remove_dir(two.tree())?;
+    cluster.create_folder("mesh")?;
+    let kept = until("the folder in the status", Duration::from_secs(60), || {
+        Ok(folder(two, FOLDER)?.map_or_else(|| Look::NotYet("it is not listed".into()), Look::Yes))
+    })?;
+    ensure!(kept["state"] == "not kept" && kept["error"].to_string().contains("does not exist"), "{kept}");
+    let shown = two.run(&["status"])?;
+    ensure!(shown.contains("not kept here") && shown.contains(&two.tree().display().to_string()), "{shown}");
+    two.ask(&["preserved", "list", FOLDER])?.refused(3, &["does not exist", &two.tree().display().to_string()])?;
+    fs::create_dir(two.tree())?;
+    cluster.settle()?;
+    // What belonged together came one after the other: no advice to remove anything.
+    for member in [one, two] {
+        let said = member.events(EVENT_INVALID)?;
+        ensure!(said.is_empty(), "{}: {said:?}", member.name);
+    }
+    Ok(())
+}
+
+#[test]
 fn after_a_damaged_database_it_is_said_how_many_items_went_aside() -> Result<()> {
     let mut cluster = Cluster::mesh(2)?;
     trees::write(&cluster.members[0].tree().join("both have it"), b"both")?;
@@ -171,5 +209,109 @@ fn an_item_that_cannot_be_restored_stops_none_of_the_others() -> Result<()> {
     ensure!(done.out.lines().collect::<Vec<_>>().len() == 2, "{done}");
     cluster.settle()?;
     ensure!(one.tree().join("a").exists() && one.tree().join("c").exists() && !one.tree().join("b").exists());
+    Ok(())
+}
+
+#[test]
+fn an_address_that_is_corrected_before_the_first_start_counts() -> Result<()> {
+    let mut cluster = lone(User::Same)?;
+    let mut two = Member::prepare(cluster.dir(), "hq2", User::Same)?;
+    two.ask_to_join(&cluster.members[0].invite("hq2")?)?.done()?;
+    two.port = free_port()?;
+    let address = two.address();
+    configure(&two, "listen", &address)?;
+    two.serve()?;
+    cluster.members.push(two);
+    for member in &cluster.members {
+        until(&format!("{} to know the address", member.name), Duration::from_secs(60), || {
+            let listed = member.listing(&["member", "list"])?;
+            let known = listed.iter().any(|m| m["name"] == "hq2" && m["addresses"] == serde_json::json!([address]));
+            Ok(Look::when(known, || format!("{listed:?}")))
+        })?;
+        let aside = member.preserved("$domain", "unseen")?;
+        ensure!(aside.is_empty(), "{}: {aside:?}", member.name);
+    }
+    cluster.create_folder("mesh")?;
+    trees::write(&cluster.members[1].tree().join("file"), b"by the new address")?;
+    cluster.settle()
+}
+
+#[test]
+fn a_name_that_was_changed_in_the_local_file_is_refused() -> Result<()> {
+    let mut cluster = Cluster::joined(2, User::Same)?;
+    let two = &mut cluster.members[1];
+    two.stop()?;
+    configure(two, "name", "hq1")?;
+    two.ask(&["serve"])?.refused(2, &["anabranch.toml", "hq1", "name = \"hq2\""])?;
+    configure(two, "name", "hq2")?;
+    two.serve()
+}
+
+#[test]
+fn an_address_that_is_taken_is_named_with_its_cause() -> Result<()> {
+    let mut cluster = lone(User::Same)?;
+    let member = &mut cluster.members[0];
+    member.stop()?;
+    let taken = TcpListener::bind(member.address())?;
+    let said = member.ask(&["serve"])?;
+    said.refused(3, &[&member.address(), "already in use", "listen", "anabranch.toml"])?;
+    let words = said.err.to_lowercase();
+    ensure!(!words.contains("link") && !words.contains("connection"), "{said}");
+    drop(taken);
+    member.serve()
+}
+
+#[test]
+fn init_and_join_say_what_they_made_and_what_comes_next() -> Result<()> {
+    let mut cluster = lone(User::Same)?;
+    let one = Member::prepare(cluster.dir(), "other", User::Same)?;
+    let (file, missing) = (one.home.join("file"), one.home.join("missing"));
+    trees::write(&file, b"no directory")?;
+    for root in [&file, &missing] {
+        let root = root.display().to_string();
+        one.ask(&["init", "--name", "other", "--root", &root])?.refused(2, &[&root, "directory"])?;
+        ensure!(!one.data().join("anabranch.toml").exists(), "something was made");
+    }
+    let home = one.home.display().to_string();
+    let made = one.ask(&["init", "--name", "other", "--listen", &one.address(), "--root", &home])?;
+    let data = one.data().display().to_string();
+    ensure!(made.code == 0 && made.out.is_empty() && made.err.lines().count() == 1, "{made}");
+    ensure!([&data, "other", "anabranch serve"].iter().all(|word| made.err.contains(*word)), "{made}");
+    let two = Member::prepare(cluster.dir(), "hq2", User::Same)?;
+    let made = two.ask_to_join(&cluster.members[0].invite("hq2")?)?;
+    ensure!(made.code == 0 && made.out.is_empty() && made.err.contains("anabranch serve"), "{made}");
+    // How long it takes to end is nobody's guess.
+    cluster.members[0].stop()?;
+    let log = cluster.members[0].log_tail();
+    ensure!(log.contains("stopping") && log.contains("stopped"), "{log}");
+    Ok(())
+}
+
+#[test]
+fn another_user_is_told_that_he_may_not_look() -> Result<()> {
+    if !(skip::root_or_skip("another user") && skip::programs_or_skip(&["setpriv"])) {
+        return Ok(());
+    }
+    let cluster = lone(User::Same)?;
+    let member = &cluster.members[0];
+    // The directories on the way are open to him, and so is the program.
+    use std::os::unix::fs::PermissionsExt as _;
+    fs::set_permissions(cluster.dir(), fs::Permissions::from_mode(0o755))?;
+    let program = cluster.dir().join("program");
+    fs::copy(e2e::program::anabranch()?, &program)?;
+    let status = |data: &Path| {
+        let mut command = std::process::Command::new("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(&program).arg("status");
+        run(command.env("ANABRANCH_DATA", data).current_dir("/"), Duration::from_secs(30))
+    };
+    fs::set_permissions(member.data(), fs::Permissions::from_mode(0o700))?;
+    let said = status(&member.data())?;
+    said.refused(3, &["cannot be read by this user", "permission denied", "root"])?;
+    ensure!(!said.err.contains("init") && !said.err.contains("serve"), "{said}");
+    // The directory is open, the socket is not.
+    fs::set_permissions(member.data(), fs::Permissions::from_mode(0o755))?;
+    let said = status(&member.data())?;
+    said.refused(3, &["this user may not open", "socket", "root"])?;
+    ensure!(!said.err.contains("`anabranch serve`"), "{said}");
     Ok(())
 }

@@ -82,7 +82,12 @@ fn find(daemon: &Daemon, with: &Value) -> Result<(Arc<Host>, String), Failure> {
     let names: Vec<&str> = folders.values().map(|r| r.name.as_str()).filter(|n| *n != DOMAIN).collect();
     let known = daemon.domain.read().unwrap_or_else(PoisonError::into_inner);
     let exists = known.0.folders.keys().any(|f| f.to_string() == wanted);
-    let failure = if exists {
+    let refused = daemon.refused.lock().unwrap_or_else(PoisonError::into_inner);
+    let failure = if let Some(refused) = refused.values().find(|r| r.name == wanted) {
+        Failure::failed(format!("the folder {wanted} cannot be kept on {}", daemon.local.name))
+            .because(format!("{}: {}", refused.path, refused.cause))
+            .hint("remove the cause; it is tried again by itself")
+    } else if exists {
         Failure::failed(format!("the folder {wanted} is not kept on {}", daemon.local.name))
             .hint("see `anabranch events` if it should be")
     } else {
@@ -170,6 +175,16 @@ async fn status(daemon: &Arc<Daemon>) -> Result<Value, Failure> {
             "wire_sent": wire.0,
             "wire_received": wire.1,
             "replica": replica,
+        }));
+    }
+    let refused = daemon.refused.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    for (id, refused) in refused {
+        // With the fields of a folder that runs, as far as there is anything to say.
+        folders.push(json!({
+            "name": refused.name, "id": id.to_string(), "path": refused.path, "members": refused.members,
+            "state": "not kept", "error": refused.cause, "watching": "", "files": 0, "outstanding": 0, "in_step": false,
+            "waits_for": [], "partners": [], "installed": 0, "content_sent": 0, "content_received": 0, "resumed": 0,
+            "partly_fetched": 0, "partly_fetched_noted": 0, "wire_sent": 0, "wire_received": 0, "replica": null,
         }));
     }
     let problems = daemon.domain.read().unwrap_or_else(PoisonError::into_inner).2.clone();
@@ -270,7 +285,7 @@ async fn folder_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         let refused = |cause: String| {
             Failure::usage(what.clone())
                 .because(format!("{path} on {member}: {cause}"))
-                .hint("name another directory with --path")
+                .hint("remove the cause, or name another directory with --path")
         };
         check_path(path).map_err(&refused)?;
         if member.to_string() == daemon.local.name {
@@ -415,6 +430,7 @@ async fn preserved_list(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fai
     }
 }
 
+/// Puts items back, each by itself: an array with the path of each, or why it could not be.
 async fn preserved_restore(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Failure> {
     let (host, folder) = find(daemon, with)?;
     let numbers = with["numbers"].as_array().map(|numbers| numbers.iter().map(Value::as_u64).collect());
@@ -432,4 +448,3 @@ async fn preserved_restore(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, 
     });
     Ok(Value::Array(done.await.ok_or_else(|| stopped(&folder, &host))?))
 }
-/// Puts items back, each by itself: an array with the path of each, or why it could not be.

@@ -107,7 +107,7 @@ async fn dispatch(data: Data, command: Command) -> Result<u8, Failure> {
         command,
         Command::Init { .. } | Command::Join { .. } | Command::Filehash { .. } | Command::Demo { .. } | Command::Serve
     );
-    if !local && !data.exists() {
+    if !local && !data.exists()? {
         return Err(Failure::usage(format!("{} holds no member's state", data.0.display()))
             .hint("name the data directory with --data or $ANABRANCH_DATA, or make one with `anabranch init`"));
     }
@@ -329,6 +329,12 @@ fn status_text(status: &Value) -> String {
         (name.starts_with('$'), name)
     });
     for folder in folders {
+        if folder["state"].as_str() == Some("not kept") {
+            let words = [field(folder, "name"), field(folder, "path"), field(folder, "error")];
+            lines.push(format!("folder {}: not kept here, at {}", words[0], words[1]));
+            lines.push(format!("  stopped: {}", words[2]));
+            continue;
+        }
         let state = if folder["in_step"].as_bool() == Some(true) { "in step".into() } else { field(folder, "state") };
         let watching = match folder["watching"].as_str() {
             Some(by) if !by.is_empty() => format!(" (changes seen by {by})"),
@@ -395,13 +401,28 @@ fn check_roots(roots: &[PathBuf]) -> Result<Vec<PathBuf>, Failure> {
     for root in roots {
         let absolute = std::path::absolute(root)
             .map_err(|e| Failure::usage(format!("--root {} cannot be used", root.display())).because(e.to_string()))?;
-        out.push(absolute);
+        let refused = |cause: String| {
+            Failure::usage(format!("--root {} cannot be used", root.display()))
+                .because(cause)
+                .hint("make the directory first, or name another one: folders are kept beneath it")
+        };
+        match std::fs::metadata(&absolute) {
+            Ok(found) if found.is_dir() => out.push(absolute),
+            Ok(_) => return Err(refused("it is not a directory".into())),
+            Err(error) => return Err(refused(error.to_string())),
+        }
     }
     Ok(out)
 }
 
+/// What was made, and the next step, on standard error: standard output carries data, and this is none.
+fn made(data: &Data, what: &str) {
+    let dir = data.0.display();
+    crate::complain(&format!("{what}; its state is in {dir}. Next: `anabranch serve`"));
+}
+
 fn fresh(data: &Data) -> Result<(), Failure> {
-    if data.exists() {
+    if data.exists()? {
         return Err(Failure::usage(format!("{} already holds the state of a member", data.0.display()))
             .hint("run `anabranch serve`, or name another directory with --data"));
     }
@@ -438,7 +459,9 @@ fn init(data: &Data, name: &str, listen: SocketAddr, roots: Vec<PathBuf>) -> Res
         recovery: "auto".into(),
     };
     data.save(&local)?;
-    data.note_listened(listen)
+    data.note_listened(listen)?;
+    made(data, &format!("made a domain with the member {name}"));
+    Ok(())
 }
 
 fn write_object(data: &Data, file: &str, text: &str) -> Result<(), Failure> {
@@ -495,7 +518,9 @@ async fn join(
                     recovery: "auto".into(),
                 };
                 data.save(&local)?;
-                return data.note_listened(listen);
+                data.note_listened(listen)?;
+                made(data, &format!("joined the domain by {inviter} as the member {name}"));
+                return Ok(());
             }
             Ok(JoinReply::Refused { reason }) => {
                 let text =

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anabranch_console::Failure;
 use anabranch_domain::{Effective, KeyFingerprint, Membership, Object, ObjectName, Policy, Problem};
 use anabranch_member::host::{Host, HostSpec, chain};
-use anabranch_member::{Config, Event, EventKind, Limits, Partner, RecoveryPolicy};
+use anabranch_member::{Config, Event, EventKind, Limits, Partner, Phase, RecoveryPolicy};
 use anabranch_model::{FolderId, Names};
 use anabranch_net::message::{Envelope, Message};
-use anabranch_net::{Accepted, Identity, LinkCounters, Listener, dial};
+use anabranch_net::{Accepted, Identity, LinkCause, LinkCounters, Listener, dial};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
@@ -20,6 +20,7 @@ use tokio::task::JoinHandle;
 use crate::invitations::Invitations;
 use crate::journal::Journal;
 use crate::local::{Data, Local};
+use crate::problems::Problems;
 use crate::reach::{Heard, moved};
 
 /// Name of the domain's own folder in events and listings.
@@ -43,6 +44,17 @@ pub(crate) struct Running {
     dialers: BTreeMap<(String, KeyFingerprint, Vec<String>), JoinHandle<()>>,
 }
 
+/// A folder that the domain gives this member, and that cannot be kept here as it stands.
+#[derive(Clone)]
+pub(crate) struct Refused {
+    pub(crate) name: String,
+    pub(crate) path: String,
+    /// Everybody who is to keep it.
+    pub(crate) members: Vec<String>,
+    /// Why it cannot be kept.
+    pub(crate) cause: String,
+}
+
 /// Bytes on the wire: of links that stand, and of those that have ended.
 #[derive(Default)]
 struct Wire {
@@ -60,6 +72,8 @@ pub(crate) struct Daemon {
     heard: Heard,
     pub(crate) domain: RwLock<(Effective, Vec<Object>, Vec<String>)>,
     pub(crate) folders: Mutex<BTreeMap<FolderId, Running>>,
+    pub(crate) refused: Mutex<BTreeMap<FolderId, Refused>>,
+    problems: Mutex<Problems>,
     /// Held while what `$domain` says is read and carried out: two at once would both start a folder that is new, and the
     /// second could not open the database, which the first has.
     applying: Mutex<()>,
@@ -96,6 +110,8 @@ impl Daemon {
             heard: Heard::default(),
             domain: RwLock::new((Effective::default(), Vec::new(), Vec::new())),
             folders: Mutex::new(BTreeMap::new()),
+            refused: Mutex::new(BTreeMap::new()),
+            problems: Mutex::default(),
             applying: Mutex::new(()),
             links: Mutex::new(BTreeMap::new()),
             wire: Mutex::new(Wire::default()),
@@ -104,13 +120,19 @@ impl Daemon {
             runtime: Handle::current(),
         });
         daemon.read_domain();
+        daemon.check_name()?;
         let pins = {
             let daemon = Arc::clone(&daemon);
             Arc::new(move |key: &KeyFingerprint| daemon.member_of(key).is_some())
         };
         let listener = Listener::bind(daemon.local.listen, &daemon.identity, pins).await.map_err(|e| {
-            Failure::failed(format!("cannot listen on {}", daemon.local.listen)).because(chain(&e)).hint(format!(
-                "end what listens there, or change `listen` in {}/anabranch.toml",
+            // It is about no link yet: what the system says is the cause.
+            let cause = match &e.cause {
+                LinkCause::Io(error) => error.to_string(),
+                other => chain(other),
+            };
+            Failure::failed(format!("cannot listen on {}", daemon.local.listen)).because(cause).hint(format!(
+                "end what listens there, or set `listen` in {}/anabranch.toml to a free address of this machine",
                 daemon.data.0.display()
             ))
         })?;
@@ -118,7 +140,6 @@ impl Daemon {
             Failure::failed(format!("cannot make {}", daemon.data.socket().display())).because(e.to_string())
         })?;
         daemon.start_domain(domain_id)?;
-        daemon.follow_listen()?;
         daemon.follow_once();
         let api = {
             let daemon = Arc::clone(&daemon);
@@ -140,27 +161,35 @@ impl Daemon {
         Ok(())
     }
 
+    /// Closes all folders, at the same time.
     async fn shut_down(&self) {
         let folders = std::mem::take(&mut *lock(&self.folders));
-        for (_, running) in folders {
-            for dialer in running.dialers.values() {
-                dialer.abort();
+        tracing::info!(member = self.local.name, folders = folders.len(), "stopping");
+        for running in folders.values() {
+            running.dialers.values().for_each(JoinHandle::abort);
+            running.host.request_stop().await;
+        }
+        for running in folders.values() {
+            running.host.stop().await;
+        }
+        tracing::info!(member = self.local.name, "stopped");
+    }
+
+    /// The name is fixed by `init` or `join`: under another one the member would take itself for somebody else.
+    fn check_name(&self) -> Result<(), Failure> {
+        let known = self.member_of(&self.identity.fingerprint()).map(|name| name.to_string());
+        match known {
+            Some(known) if known != self.local.name => {
+                let file = self.data.0.join("anabranch.toml");
+                Err(Failure::usage(format!(
+                    "{}: name = {:?} is not this member's name",
+                    file.display(),
+                    self.local.name
+                ))
+                .because(format!("its key is that of {known}: a member's name is fixed by `init` or `join`"))
+                .hint(format!("set name = {known:?} there")))
             }
-            let mut host = running.host;
-            // Links that are being carried hold the folder a moment longer.
-            for _ in 0..100 {
-                match Arc::try_unwrap(host) {
-                    Ok(host) => {
-                        host.stop().await;
-                        break;
-                    }
-                    Err(shared) => {
-                        shared.request_stop().await;
-                        host = shared;
-                        tokio::time::sleep(Duration::from_millis(20)).await;
-                    }
-                }
-            }
+            _ => Ok(()),
         }
     }
 
@@ -187,10 +216,16 @@ impl Daemon {
         let (objects, errors) = anabranch_domain::read(files.iter().map(|(f, t)| (f.as_str(), t.as_str())));
         let (effective, problems) = Effective::of(&objects);
         let mut said: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        said.extend(problems.iter().map(Problem::to_string));
-        for problem in &said {
-            self.event_once(DOMAIN, EventKind::InvalidObject, problem.clone());
+        for error in &said {
+            self.event_once(DOMAIN, EventKind::InvalidObject, error.clone());
         }
+        let problems: Vec<String> = problems.iter().map(Problem::to_string).collect();
+        let mut standing = lock(&self.problems);
+        for problem in standing.look(Instant::now(), &problems) {
+            self.event_once(DOMAIN, EventKind::InvalidObject, problem);
+        }
+        said.extend(problems.iter().map(|problem| standing.in_words(problem)));
+        drop(standing);
         *self.domain.write().unwrap_or_else(PoisonError::into_inner) = (effective, objects, said);
     }
 
@@ -210,13 +245,20 @@ impl Daemon {
         Ok(())
     }
 
-    /// Where `listen` in the local file was changed, this member's object follows.
-    fn follow_listen(self: &Arc<Self>) -> Result<(), Failure> {
+    /// Where `listen` in the local file was changed, this member's object follows; `true`: it says so by now. Not before the
+    /// initial sync of `$domain` is complete and its objects are in place: until then what partners have replaces what is here.
+    async fn follow_listen(self: &Arc<Self>, domain: &Host) -> Result<bool, Failure> {
         let now = self.local.listen;
         let before = self.data.listened();
         if before == Some(now) {
-            return Ok(());
+            return Ok(true);
         }
+        let in_place =
+            domain.ask(|replica| replica.phase() == Phase::Normal && replica.not_in_place(1).is_ok_and(|n| n == 0));
+        if in_place.await != Some(true) {
+            return Ok(false);
+        }
+        self.read_domain();
         let own = self.local.name.parse::<ObjectName>().map_err(|e| Failure::usage(format!("{e}")))?;
         let member = self.domain.read().unwrap_or_else(PoisonError::into_inner).0.members.get(&own).cloned();
         if let (Some(before), Some(mut member)) = (before, member) {
@@ -224,7 +266,7 @@ impl Daemon {
             tracing::info!(member = self.local.name, addresses = ?member.addresses, "listens elsewhere than before");
             self.write_objects(&[Object::Member(own, member)])?;
         }
-        self.data.note_listened(now)
+        self.data.note_listened(now).map(|()| true)
     }
 
     /// Reads what `$domain` says now, and carries it out.
@@ -235,9 +277,20 @@ impl Daemon {
     }
 
     async fn follow_domain(self: Arc<Self>, id: FolderId) {
-        let changes = lock(&self.folders).get(&id).map(|r| r.host.changes());
-        let Some(mut changes) = changes else { return };
+        let Some(host) = lock(&self.folders).get(&id).map(|r| Arc::clone(&r.host)) else { return };
+        let mut changes = host.changes();
+        let mut listen_said = false;
         loop {
+            if !listen_said {
+                listen_said = self.follow_listen(&host).await.unwrap_or_else(|failure| {
+                    tracing::warn!(
+                        error = failure.error,
+                        cause = failure.cause,
+                        "cannot say where this member listens"
+                    );
+                    false
+                });
+            }
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.reread.notified() => {}
@@ -320,14 +373,20 @@ impl Daemon {
         let Ok(own) = self.local.name.parse::<ObjectName>() else { return };
         let domain_id: FolderId = self.local.domain.parse().unwrap_or_default();
         let mut wanted: BTreeSet<FolderId> = BTreeSet::from([domain_id]);
+        let mut refused = BTreeMap::new();
         for (name, folder) in &domain.folders {
             let Some(membership) = folder.memberships.get(&own) else { continue };
             wanted.insert(folder.id);
             let members: Vec<String> = folder.memberships.keys().map(ToString::to_string).collect();
             let known = lock(&self.folders).contains_key(&folder.id);
             if !known {
+                let mut refuse = |cause: String, detail: String| {
+                    let (name, path) = (name.to_string(), membership.path.clone());
+                    self.event_once(&name, EventKind::PathRefused, detail);
+                    refused.insert(folder.id, Refused { name, path, members: members.clone(), cause });
+                };
                 if let Err(cause) = self.check_path(&membership.path) {
-                    self.event_once(&name.to_string(), EventKind::PathRefused, format!("{}: {cause}", membership.path));
+                    refuse(cause.clone(), format!("{}: {cause}", membership.path));
                     continue;
                 }
                 let mut config = self.config(folder.id, &name.to_string(), &members, folder.primary == own);
@@ -347,12 +406,13 @@ impl Daemon {
                         };
                         lock(&self.folders).insert(folder.id, running);
                     }
-                    Err(failure) => self.event_once(&name.to_string(), EventKind::PathRefused, failure.to_string()),
+                    Err(failure) => refuse(failure.to_string(), failure.to_string()),
                 }
             }
             let upstreams: Vec<ObjectName> = domain.upstreams(name, &own).into_iter().cloned().collect();
             self.connect(folder.id, &members, &upstreams, &domain);
         }
+        *lock(&self.refused) = refused;
         let others: Vec<ObjectName> = domain.members.keys().filter(|m| **m != own).cloned().collect();
         self.connect(domain_id, &self.member_names(), &others, &domain);
         let gone: Vec<Running> = {
@@ -545,7 +605,7 @@ impl Daemon {
             return Err(refused());
         }
         let real = fs::canonicalize(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => "the directory does not exist".to_owned(),
+            std::io::ErrorKind::NotFound => "the directory does not exist; make it, or mount its disk".to_owned(),
             _ => format!("the directory cannot be used: {error}"),
         })?;
         let allowed =

@@ -14,7 +14,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anabranch_console::Failure;
@@ -84,8 +84,21 @@ impl Data {
     }
 
     /// Is there local state already?
-    pub(crate) fn exists(&self) -> bool {
-        self.file().exists()
+    ///
+    /// # Errors
+    /// Where this user may not look.
+    pub(crate) fn exists(&self) -> Result<bool, Failure> {
+        self.file().try_exists().map_err(|error| self.unreadable(&error))
+    }
+
+    /// This user may not read what lies there.
+    fn unreadable(&self, error: &io::Error) -> Failure {
+        let owner =
+            fs::metadata(&self.0).map(|found| format!(", which belongs to the user with the number {}", found.uid()));
+        let owner = owner.unwrap_or_default();
+        Failure::failed(format!("the data directory {} cannot be read by this user", self.0.display()))
+            .because(error.to_string())
+            .hint(format!("run the command as the user that runs the daemon{owner}, or as root"))
     }
 
     /// Makes the directory, for its owner alone.
@@ -103,6 +116,9 @@ impl Data {
     pub(crate) fn load(&self) -> Result<Local, Failure> {
         let path = self.file();
         let text = fs::read_to_string(&path).map_err(|error| {
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                return self.unreadable(&error);
+            }
             let failure = Failure::usage(format!("cannot read {}", path.display())).because(error.to_string());
             if error.kind() == io::ErrorKind::NotFound {
                 failure.hint("make a domain with `anabranch init --name NAME`, or join one with `anabranch join INVITATION --name NAME`")

@@ -11,6 +11,7 @@ mod filehash;
 mod invitations;
 mod journal;
 mod local;
+mod problems;
 mod reach;
 
 use std::net::SocketAddr;
@@ -243,7 +244,7 @@ fn arguments(words: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::O
     let (mut verify, mut out) = (false, Vec::new());
     while let Some(word) = words.next() {
         verify |= word == "verify";
-        let state = words.peek().is_some_and(|next| local::Data(next.into()).exists());
+        let state = words.peek().is_some_and(|next| local::Data(next.into()).exists().unwrap_or(false));
         out.push(if verify && word == "--data" && !state { "--read-data".into() } else { word });
     }
     out

@@ -156,11 +156,17 @@ pub async fn ask(path: &Path, call: &str, with: Value) -> Result<Value, Failure>
             .because(error.to_string())
             .hint("start it with `anabranch serve`, or name its data directory with --data")
     };
+    let denied = |error: io::Error| {
+        Failure::failed(format!("this user may not open {}, where the member answers", path.display()))
+            .because(error.to_string())
+            .hint("run the command as the user that runs the daemon, or as root")
+    };
     // A daemon that was just started needs a moment until it answers.
     let until = tokio::time::Instant::now() + START_LIMIT;
     let stream = loop {
         match UnixStream::connect(path).await {
             Ok(stream) => break stream,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(denied(error)),
             Err(error) if tokio::time::Instant::now() >= until => return Err(gone(error)),
             Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
         }
