@@ -204,8 +204,20 @@ where
     fn untouched(&self, guard: Option<&(F::File, FileStamp)>) -> bool {
         let Some((file, stamp)) = guard else { return true };
         let same = self.fs.stat_file(file).is_ok_and(|s| (s.stamp.size, s.stamp.mtime) == (stamp.size, stamp.mtime));
-        let unbroken = !self.fs.abilities().leases || self.fs.lease_unbroken(file).unwrap_or(false);
-        broken(Step::LookAtWhatCameOut) || (same && (unbroken || broken(Step::Lease)))
+        broken(Step::LookAtWhatCameOut) || (same && (self.is_unopened(file) || broken(Step::Lease)))
+    }
+
+    /// Has nobody opened it to write since we have a lease?
+    fn is_unopened(&self, file: &F::File) -> bool {
+        !self.fs.abilities().leases || self.fs.lease_unbroken(file).unwrap_or(false)
+    }
+
+    /// Is what is in staging under this name the file that the database has, with the stamp that it had there?
+    fn is_as_it_was(&self, private: &[u8], old: &Node, stamp: Option<FileStamp>) -> bool {
+        let stamp = stamp.unwrap_or(old.stamp);
+        let now = self.fs.stat(&self.private.staging, private).ok().flatten();
+        let same = |s: &Stat| (s.stamp.size, s.stamp.mtime) == (stamp.size, stamp.mtime);
+        now.is_some_and(|s| s.object == old.object && same(&s))
     }
 
     fn confirm_install(&mut self, install: &mut Install<F>) -> Result<()> {
@@ -219,6 +231,10 @@ where
             let expected = out.as_ref().is_ok_and(|s| s.as_ref().is_some_and(|s| s.object == old.object));
             if !(self.untouched(install.guard.as_ref()) && (expected || broken(Step::LookAtWhatCameOut))) {
                 self.counters.taken_back += 1;
+                let (unopened, stamp) = match &install.guard {
+                    Some((file, stamp)) => (self.is_unopened(file), Some(*stamp)),
+                    None => (true, None),
+                };
                 install.guard = None;
                 self.local_change(install.parent, &install.name);
                 let back = match self.fs.exchange(&staging, &install.private, &install.dir, &install.name) {
@@ -236,7 +252,10 @@ where
                     // It stays preserved, as something that nobody has seen.
                     Ok(()) => install.reason = Reason::LostEdit,
                     Err(error) => {
-                        install.reason = Reason::LostEdit;
+                        // That it could not be looked at is no sign that somebody wrote into it.
+                        if !(unopened && self.is_as_it_was(&install.private, old, stamp)) {
+                            install.reason = Reason::LostEdit;
+                        }
                         self.failed(install.parent, &install.name, &error)?;
                     }
                 }

@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
 
+mod another_root;
 mod couple;
 mod crashes;
+mod cycles;
 mod failing;
 mod meanwhile;
 mod merged;

@@ -1,12 +1,8 @@
 //! Directories that are moved into each other: what becomes of them is said with their paths.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::{Couple, settle};
 use anabranch_member::{EventKind, Limits};
 use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::{Couple, settle};
 
 #[test]
 fn a_cycle_of_moves_is_an_event_that_names_both_directories_and_their_places() {

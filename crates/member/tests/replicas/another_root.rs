@@ -1,13 +1,9 @@
 //! The disk of another folder lies where a member keeps this one: its records do not become this folder's.
 
-#![allow(clippy::unwrap_used, reason = "a test ends where something unexpected happens")]
-
-mod couple;
-
+use crate::couple::Couple;
 use anabranch_member::{Config, Limits, RecoveryPolicy, Replica, Stop};
 use anabranch_model::{FolderId, Hlc, Names, ReplicaId};
 use anabranch_volume::simulated::{DiskConfig, SimFs};
-use couple::Couple;
 
 #[test]
 fn a_root_with_another_token_than_the_member_remembers_is_refused() {
