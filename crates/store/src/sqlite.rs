@@ -121,6 +121,7 @@ pub struct SqliteKv {
     commits: u64,
     rows: RefCell<Cache>,
     pending: RefCell<Pending>,
+    last_keys: RefCell<LastKeys>,
     // The last fields: released only when the database is closed.
     reserve: Reserve,
     _lock: Lock,
@@ -154,6 +155,39 @@ impl Pending {
         }
         let bounds = (Bound::Included(from), to.map_or(Bound::Unbounded, Bound::Excluded));
         rows.range::<[u8], _>(bounds).take(limit).map(|(key, value)| (&**key, value.as_deref())).collect()
+    }
+}
+
+/// Of each table a key that none which SQLite has is beyond: what is asked for beyond it is not there, and need not be asked of
+/// SQLite. Most of what a first sync asks for in vain is: numbers and identifiers rise.
+///
+/// It only ever rises, whatever is deleted or taken back: a key too high costs a question, and nothing else.
+#[derive(Debug)]
+struct LastKeys(Vec<LastKey>);
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum LastKey {
+    /// SQLite has not been asked.
+    Unknown,
+    /// The table is empty.
+    None,
+    /// This one, or one before it.
+    Some(Box<[u8]>),
+}
+
+impl LastKeys {
+    fn new() -> Self {
+        Self(vec![LastKey::Unknown; Table::ALL.len()])
+    }
+
+    /// SQLite is about to get a row.
+    fn raise(&mut self, table: Table, key: &[u8]) {
+        let last = &mut self.0[table as usize];
+        match last {
+            LastKey::Unknown => {}
+            LastKey::Some(before) if &**before >= key => {}
+            LastKey::None | LastKey::Some(_) => *last = LastKey::Some(key.into()),
+        }
     }
 }
 
@@ -307,7 +341,8 @@ impl SqliteKv {
         };
         let rows = RefCell::new(Cache::new(usize::try_from(options.cache_bytes / ROWS_SHARE).unwrap_or(usize::MAX)));
         let (change, pending) = (Cell::new(Change::No), RefCell::new(Pending::new()));
-        Ok((Self { db, statements, change, commits: 0, rows, pending, reserve, _lock: lock }, opened))
+        let last_keys = RefCell::new(LastKeys::new());
+        Ok((Self { db, statements, change, commits: 0, rows, pending, last_keys, reserve, _lock: lock }, opened))
     }
 
     /// How many transactions were committed since it was opened; each costs one fsync.
@@ -390,6 +425,9 @@ impl SqliteKv {
         }
         // Had SQLite given the transaction up, each row would be a commit of its own.
         self.writable(doing)?;
+        if let Some((key, _)) = rows.iter().rev().find(|(_, value)| value.is_some()) {
+            self.last_keys.borrow_mut().raise(table, key);
+        }
         let write = || {
             let mut put = self.statement(|s| &s.put, table)?;
             let mut delete = self.statement(|s| &s.delete, table)?;
@@ -407,6 +445,29 @@ impl SqliteKv {
     }
 }
 
+impl SqliteKv {
+    /// The last row of a table, as SQLite has it.
+    fn last_stored(&self, doing: &'static str, table: Table) -> Result<Option<Pair>, KvError> {
+        self.statement(|s| &s.last, table)
+            .and_then(|mut s| s.query_row([], pair).optional())
+            .map_err(|e| explain(doing, e))
+    }
+
+    /// Has SQLite no row of a table at or after this key, as far as can be told without asking? See [`LastKeys`].
+    fn is_beyond(&self, doing: &'static str, table: Table, key: &[u8]) -> Result<bool, KvError> {
+        let last = &mut self.last_keys.borrow_mut().0[table as usize];
+        if *last == LastKey::Unknown {
+            let stored = self.last_stored(doing, table)?;
+            *last = stored.map_or(LastKey::None, |(key, _)| LastKey::Some(key.into()));
+        }
+        Ok(match last {
+            LastKey::Unknown => false,
+            LastKey::None => true,
+            LastKey::Some(last) => key > &**last,
+        })
+    }
+}
+
 fn pair(row: &Row<'_>) -> rusqlite::Result<Pair> {
     Ok((row.get_ref(0)?.as_blob()?.into(), row.get_ref(1)?.as_blob()?.into()))
 }
@@ -418,6 +479,9 @@ impl Kv for SqliteKv {
         }
         if let Some(value) = self.rows.borrow_mut().get(table, key) {
             return Ok(value);
+        }
+        if self.is_beyond("get", table, key)? {
+            return Ok(None);
         }
         let value = |row: &Row<'_>| Ok(row.get_ref(0)?.as_blob()?.to_vec());
         let value = self
@@ -449,6 +513,9 @@ impl Kv for SqliteKv {
     fn range(&self, table: Table, from: &[u8], to: Option<&[u8]>, limit: usize) -> Result<Vec<Pair>, KvError> {
         const DOING: &str = "range";
         let read = |limit: usize| {
+            if self.is_beyond(DOING, table, from)? {
+                return Ok(Vec::new());
+            }
             let most = i64::try_from(limit).unwrap_or(i64::MAX);
             let read = || match to {
                 Some(to) => {
@@ -474,9 +541,7 @@ impl Kv for SqliteKv {
 
     fn last(&self, table: Table) -> Result<Option<Pair>, KvError> {
         self.write("last", table)?;
-        self.statement(|s| &s.last, table)
-            .and_then(|mut s| s.query_row([], pair).optional())
-            .map_err(|e| explain("last", e))
+        self.last_stored("last", table)
     }
 
     fn begin(&mut self) -> Result<(), KvError> {
@@ -558,6 +623,43 @@ mod tests {
         assert!(kv.commit().is_err());
         kv.rollback().unwrap();
         assert_eq!(kv.range(Table::Meta, b"", None, 9).unwrap(), []);
+    }
+
+    /// What lies beyond all that SQLite has is not asked of it; whatever was deleted or taken back, and opened anew.
+    #[test]
+    fn what_lies_beyond_the_last_row_is_absent_and_what_does_not_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("database.db");
+        let rows = |kv: &SqliteKv, from: &[u8]| kv.range(Table::Nodes, from, None, 9).unwrap().len();
+        {
+            let (mut kv, _) = SqliteKv::open(&path, Options::default()).unwrap();
+            assert_eq!((kv.get(Table::Nodes, b"b").unwrap(), rows(&kv, b"")), (None, 0), "empty");
+            kv.begin().unwrap();
+            kv.put(Table::Nodes, b"c", b"1").unwrap();
+            kv.put(Table::Nodes, b"a", b"1").unwrap();
+            assert_eq!((rows(&kv, b""), rows(&kv, b"b"), rows(&kv, b"d")), (2, 1, 0), "not given to SQLite yet");
+            kv.commit().unwrap();
+            kv.begin().unwrap();
+            kv.put(Table::Nodes, b"e", b"1").unwrap();
+            kv.write_all("test").unwrap();
+            kv.rollback().unwrap();
+            assert_eq!((kv.get(Table::Nodes, b"e").unwrap(), rows(&kv, b"c"), rows(&kv, b"d")), (None, 1, 0));
+            kv.begin().unwrap();
+            kv.delete(Table::Nodes, b"c").unwrap();
+            kv.put(Table::Nodes, b"d", b"1").unwrap();
+            kv.commit().unwrap();
+            assert_eq!((kv.get(Table::Nodes, b"d").unwrap().is_some(), rows(&kv, b"b"), rows(&kv, b"d")), (true, 1, 1));
+        }
+        let (mut kv, _) = SqliteKv::open(&path, Options::default()).unwrap();
+        assert_eq!(
+            (rows(&kv, b"d"), rows(&kv, b"e"), kv.get(Table::Nodes, b"e").unwrap()),
+            (1, 0, None),
+            "opened anew"
+        );
+        kv.begin().unwrap();
+        kv.delete(Table::Nodes, b"f").unwrap();
+        kv.commit().unwrap();
+        assert_eq!((rows(&kv, b"a"), rows(&kv, b"e")), (2, 0));
     }
 
     #[test]
