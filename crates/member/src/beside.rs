@@ -42,6 +42,18 @@ impl<T> Outcome<T> {
             Self::Coming(receiver) => receiver.recv().ok(),
         }
     }
+
+    /// Takes it if it is there: as [`Self::wait`] gives it. `Err`: it is still to come.
+    pub(crate) fn take(self) -> Result<Option<T>, Self> {
+        match self {
+            Self::Here(value) => Ok(Some(value)),
+            Self::Coming(receiver) => match receiver.try_recv() {
+                Ok(value) => Ok(Some(value)),
+                Err(mpsc::TryRecvError::Disconnected) => Ok(None),
+                Err(mpsc::TryRecvError::Empty) => Err(Self::Coming(receiver)),
+            },
+        }
+    }
 }
 
 impl Beside {
@@ -103,5 +115,16 @@ mod tests {
             assert_eq!(beside.run(|| panic!("as it should")).wait(), None::<()>);
         }
         assert_eq!(beside.run(|| 7).wait(), Some(7), "they go on");
+    }
+
+    #[test]
+    fn what_is_not_done_yet_stays_to_be_taken() {
+        let (go, gate) = mpsc::channel::<()>();
+        let beside = Beside::start(2);
+        let held_up = beside.run(move || gate.recv().is_ok());
+        let Err(coming) = held_up.take() else { panic!("it is done before it could be") };
+        go.send(()).unwrap();
+        assert_eq!(coming.wait(), Some(true));
+        assert_eq!(Beside::start(1).run(|| 7).take().ok(), Some(Some(7)), "done at once where there are no threads");
     }
 }

@@ -288,6 +288,20 @@ where
         if self.fetching.idle.is_empty() {
             return Ok(());
         }
+        self.ask_partners();
+        let hopeless = self.fetching.idle.iter().any(|uid| {
+            self.fetching.wanted.get(uid).is_some_and(|w| {
+                self.links.iter().filter(|(_, l)| l.partner == Partner::Upstream).all(|(id, _)| w.refused.contains(id))
+            })
+        });
+        if hopeless && self.fetching.retry_at.is_none() && !self.links.is_empty() {
+            self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+        }
+        Ok(())
+    }
+
+    /// Makes as many requests of each partner as may be under way.
+    fn ask_partners(&mut self) {
         let links: Vec<LinkId> = self
             .links
             .iter()
@@ -302,15 +316,6 @@ where
                 }
             }
         }
-        let hopeless = self.fetching.idle.iter().any(|uid| {
-            self.fetching.wanted.get(uid).is_some_and(|w| {
-                self.links.iter().filter(|(_, l)| l.partner == Partner::Upstream).all(|(id, _)| w.refused.contains(id))
-            })
-        });
-        if hopeless && self.fetching.retry_at.is_none() && !self.links.is_empty() {
-            self.fetching.retry_at = Some(Hlc(self.now.0 + self.config.limits.retry));
-        }
-        Ok(())
     }
 
     /// Makes one request of a partner; `false` if there is nothing to ask of it.
@@ -372,6 +377,8 @@ where
         let taken = self.take_each(link, number, first, pieces, &mut arrived);
         // What came before a mistake of the partner's is right.
         self.write_ahead(arrived);
+        // At once, not after the batch that may be put in place first: the next ones come meanwhile.
+        self.ask_partners();
         taken
     }
 

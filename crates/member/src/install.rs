@@ -121,12 +121,16 @@ struct Batch<F: Fs> {
     planned_at: ChangeNumber,
     /// Bytes on the disk that contents may take, asked once.
     room: Option<u64>,
+    /// Rows of Todo whose contents are still being written ahead: the next batch's.
+    unwritten: Vec<Vec<u8>>,
 }
 
 /// Rows of Todo looked at in one step.
 const ROWS: usize = 4096;
 /// Rows of Todo asked, each time nothing is under way, whether they were forgotten.
 const FORGOTTEN_ROWS: usize = 16;
+/// A batch waits until this part of its files has been written ahead: the rest is written meanwhile.
+const ENOUGH_SHARE: usize = 4;
 /// From so many private files on that were written ahead, they are flushed while the batch is planned.
 const FLUSHED_AHEAD_FROM: usize = 64;
 
@@ -140,6 +144,11 @@ where
         let key = nodes::uid_key(uid).to_vec();
         self.waiting.remove(&key);
         self.due.insert(key);
+        self.due_with_the_rest();
+    }
+
+    /// What is due goes on at once if nothing else is on its way, else in a batch with what is.
+    fn due_with_the_rest(&mut self) {
         let limits = &self.config.limits;
         let full = self.ready.len() >= limits.batch_installs || self.ready.small_bytes() >= limits.batch_bytes;
         let wait = match self.fetching.len() {
@@ -167,7 +176,7 @@ where
         if std::mem::take(&mut self.unnoted_parked) {
             self.take_up_parked()?;
         }
-        self.take_up_written();
+        self.take_up_some(self.config.limits.batch_installs / ENOUGH_SHARE);
         self.remove_leftovers();
         self.lift()?;
         let done = self.remove_half_made().and_then(|()| self.work_on_batch());
@@ -203,6 +212,7 @@ where
             next_preserved: tables::next_preserved(self.records.kv())?,
             planned_at: self.records.change_number(),
             room: None,
+            unwritten: Vec::new(),
         };
         let mut rows = 0;
         while rows < ROWS && batch.planned.len() + batch.removals.len() < self.config.limits.batch_installs {
@@ -215,6 +225,10 @@ where
         // While the window is full the walk stands still; content that arrives wakes it.
         if !self.due.is_empty() || !(self.walk_done || self.window_full) {
             self.work_at = Some(now);
+        }
+        if !batch.unwritten.is_empty() {
+            self.due.extend(batch.unwritten.drain(..));
+            self.due_with_the_rest();
         }
         self.prepare_batch(&mut batch)?;
         if let Some(begun) = begun {
@@ -261,6 +275,10 @@ where
     /// `false`: no more rows in this batch.
     fn look_at_row(&mut self, batch: &mut Batch<F>, key: &[u8]) -> Result<bool> {
         let looked = match tables::read_work(key)? {
+            Work::Uid(uid) if self.ready.is_being_written(uid) => {
+                batch.unwritten.push(key.to_vec());
+                return Ok(true);
+            }
             Work::Uid(uid) => self.look_at(batch, uid, 0)?,
             Work::Dissolve(id) => self.dissolve(batch, id)?,
         };

@@ -55,8 +55,8 @@ pub(crate) struct Arrived {
 
 type Written<File> = Vec<(Arrived, io::Result<Prepared<File>>)>;
 
-/// What is being written ahead.
-pub(crate) struct Ahead<File>(Vec<Outcome<Written<File>>>);
+/// What is being written ahead, the first first: whose contents, and what comes of it.
+pub(crate) struct Ahead<File>(Vec<(Vec<Uid>, Outcome<Written<File>>)>);
 
 impl<File> Default for Ahead<File> {
     fn default() -> Self {
@@ -101,6 +101,7 @@ impl<F: Fs, K: Kv> Replica<F, K> {
             // Another content of it may be on its way to the same file.
             self.take_up_written();
         }
+        let uids = arrived.iter().map(|a| a.uid).collect();
         for Arrived { uid, bytes, hash, .. } in &arrived {
             self.ready.insert(*uid, Ready::Writing { size: bytes.len() as u64, hash: *hash });
         }
@@ -114,32 +115,56 @@ impl<F: Fs, K: Kv> Replica<F, K> {
             };
             arrived.into_iter().map(write).collect::<Written<F::File>>()
         });
-        self.ahead.0.push(written);
+        self.ahead.0.push((uids, written));
     }
 
-    /// Waits for what is being written ahead. What could not be written is in memory again.
+    /// Waits for all that is being written ahead.
     pub(crate) fn take_up_written(&mut self) {
-        for written in std::mem::take(&mut self.ahead.0) {
-            // Nothing came of it where its thread panicked: those contents are asked for again below.
-            for (arrived, prepared) in written.wait().unwrap_or_default() {
-                let Arrived { uid, bytes, hash, mtime, wanted } = arrived;
-                let ready = match prepared {
-                    Ok(prepared) => {
-                        let (size, made_for) = (bytes.len() as u64, MadeFor::of(mtime, wanted.as_ref()));
-                        Ready::Written { size, hash, made_for, prepared: Box::new(prepared) }
-                    }
-                    // Not a share of the frame: that would hold all of it for as long as the last of its pieces waits.
-                    Err(_) => {
-                        self.leave_for_later(uid);
-                        Ready::Bytes { bytes: Bytes::copy_from_slice(&bytes), hash }
-                    }
-                };
-                self.ready.insert(uid, ready);
-            }
+        for (uids, written) in std::mem::take(&mut self.ahead.0) {
+            self.written_ahead(&uids, written.wait());
         }
-        for uid in self.ready.being_written() {
-            self.ready.remove(uid);
-            self.due_now(uid);
+    }
+
+    /// Takes up what has been written ahead. Waits for more, the first first, only as long as that is less than `enough`
+    /// contents: the rest is written while a batch of these is put in place.
+    pub(super) fn take_up_some(&mut self, enough: usize) {
+        let mut there = self.ready.written();
+        for (uids, written) in std::mem::take(&mut self.ahead.0) {
+            let written = match written.take() {
+                Err(coming) if there >= enough => {
+                    self.ahead.0.push((uids, coming));
+                    continue;
+                }
+                Err(coming) => coming.wait(),
+                Ok(written) => written,
+            };
+            there += uids.len();
+            self.written_ahead(&uids, written);
+        }
+    }
+
+    /// What could not be written is in memory again. `None`: its thread panicked; those contents are asked for again.
+    fn written_ahead(&mut self, uids: &[Uid], written: Option<Written<F::File>>) {
+        for (arrived, prepared) in written.into_iter().flatten() {
+            let Arrived { uid, bytes, hash, mtime, wanted } = arrived;
+            let ready = match prepared {
+                Ok(prepared) => {
+                    let (size, made_for) = (bytes.len() as u64, MadeFor::of(mtime, wanted.as_ref()));
+                    Ready::Written { size, hash, made_for, prepared: Box::new(prepared) }
+                }
+                // Not a share of the frame: that would hold all of it for as long as the last of its pieces waits.
+                Err(_) => {
+                    self.leave_for_later(uid);
+                    Ready::Bytes { bytes: Bytes::copy_from_slice(&bytes), hash }
+                }
+            };
+            self.ready.insert(uid, ready);
+        }
+        for uid in uids {
+            if self.ready.is_being_written(*uid) {
+                self.ready.remove(*uid);
+                self.due_now(*uid);
+            }
         }
     }
 }

@@ -96,13 +96,24 @@ where
 
     pub(super) fn drop_content(&mut self, uid: Uid) -> Result<()> {
         self.stop_fetching(uid)?;
-        if matches!(self.ready.get(uid), Some(Ready::Writing { .. })) {
+        if self.ready.is_being_written(uid) {
             self.take_up_written();
         }
         match self.ready.remove(uid) {
             Some(ready) if ready.has_file() => self.drop_partial(uid),
             _ => Ok(()),
         }
+    }
+
+    /// Opens a directory of the tree; where another one is there than the database expects, or none, that is a local change.
+    fn expect_dir(&mut self, id: NodeId) -> Result<std::result::Result<F::Dir, Waiting>> {
+        if let Some(dir) = self.dir(id)? {
+            return Ok(Ok(dir));
+        }
+        if let Some(node) = nodes::get(self.records.kv(), id)? {
+            self.local_change(node.parent, &node.name);
+        }
+        Ok(Err(Waiting::LocalChange))
     }
 
     /// Looks at an entry of the tree; what the database does not expect there is a local change.
@@ -112,11 +123,9 @@ where
         name: &[u8],
         node: Option<&Node>,
     ) -> Result<std::result::Result<F::Dir, Waiting>> {
-        let Some(dir) = self.dir(parent)? else {
-            if let Some(above) = nodes::get(self.records.kv(), parent)? {
-                self.local_change(above.parent, &above.name);
-            }
-            return Ok(Err(Waiting::LocalChange));
+        let dir = match self.expect_dir(parent)? {
+            Ok(dir) => dir,
+            Err(why) => return Ok(Err(why)),
         };
         match self.fs.stat(&dir, name) {
             Ok(found) => {
@@ -340,6 +349,10 @@ where
         depth: usize,
     ) -> Result<Looked> {
         let uid = record.uid;
+        if self.ready.is_being_written(uid) {
+            // Its own row would have waited for that; something else led here.
+            self.take_up_written();
+        }
         if matches!(facet.value, Content::Symlink { .. }) && self.ready.get(uid).is_some() {
             // It was a file when that was fetched.
             self.drop_content(uid)?;
@@ -392,7 +405,12 @@ where
                 Err(why) => return Ok(Looked::Wait(why)),
             },
         };
-        let dir = match self.expect_at(parent.id, name, replaces.as_ref())? {
+        let dir = match &replaces {
+            Some(node) => self.expect_at(parent.id, name, Some(node))?,
+            // What has the name for all that shows when it is put in place: nothing is replaced there.
+            None => self.expect_dir(parent.id)?,
+        };
+        let dir = match dir {
             Ok(dir) => dir,
             Err(why) => return Ok(Looked::Wait(why)),
         };

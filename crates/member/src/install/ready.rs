@@ -111,10 +111,9 @@ impl<File> ReadySet<File> {
         self.large_bytes
     }
 
-    /// Contents of which nothing is known yet but that they are being written.
-    pub(super) fn being_written(&self) -> Vec<Uid> {
-        let writing = self.items.iter().filter(|(_, ready)| matches!(ready, Ready::Writing { .. }));
-        writing.map(|(uid, _)| *uid).collect()
+    /// Is nothing known yet of a content but that it is being written?
+    pub(super) fn is_being_written(&self, uid: Uid) -> bool {
+        matches!(self.items.get(&uid), Some(Ready::Writing { .. }))
     }
 
     /// Contents that were written ahead.
