@@ -131,7 +131,8 @@ const ROWS: usize = 4096;
 const FORGOTTEN_ROWS: usize = 16;
 /// A batch waits until this part of its files has been written ahead: the rest is written meanwhile.
 const ENOUGH_SHARE: usize = 4;
-/// From so many private files on that were written ahead, they are flushed while the batch is planned.
+/// From so many private files on that were written ahead, they are flushed while the batch is planned; or from as
+/// many as make a batch full.
 const FLUSHED_AHEAD_FROM: usize = 64;
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
@@ -191,8 +192,9 @@ where
             self.waiting.remove(&key);
             self.due.insert(key);
         }
-        // The disk works while the batch is planned. What counts is the flush at the end, and this one's error.
-        let begun = (self.ready.written() >= FLUSHED_AHEAD_FROM).then(|| {
+        // The disk works while the batch is planned.
+        let begun = (self.ready.written() >= FLUSHED_AHEAD_FROM.min(self.config.limits.batch_installs)).then(|| {
+            self.ready.flush_begins();
             let fs = self.fs.clone();
             self.beside.run(move || fs.sync_all())
         });

@@ -150,7 +150,7 @@ impl<F: Fs, K: Kv> Replica<F, K> {
             let ready = match prepared {
                 Ok(prepared) => {
                     let (size, made_for) = (bytes.len() as u64, MadeFor::of(mtime, wanted.as_ref()));
-                    Ready::Written { size, hash, made_for, prepared: Box::new(prepared) }
+                    Ready::Written { size, hash, made_for, prepared: Box::new(prepared), flushed: false }
                 }
                 // Not a share of the frame: that would hold all of it for as long as the last of its pieces waits.
                 Err(_) => {

@@ -18,6 +18,8 @@ use crate::steps::{Step, broken};
 use crate::tables::{self, Intent, Preserved, Reason};
 use crate::undone::{Given, Put};
 
+/// So many directories are made durable one by one, where nothing else is to be: they share what it takes to write the first.
+pub(super) const DIRECTORIES_EACH: usize = 256;
 /// From so many private files on, the first half of them is flushed while the second one is written.
 const HALVED_FROM: usize = 256;
 
@@ -33,10 +35,10 @@ where
         let (mut planned, mut prepared) = (Vec::new(), Vec::with_capacity(batch.planned.len()));
         for plan in std::mem::take(&mut batch.planned) {
             match self.ready.take_written(plan.uid, &plan.facet.value) {
-                Some((made_for, written)) => {
-                    let wanted = MadeFor::of(plan.facet.mtime, plan.wanted.as_ref());
-                    let finished = if made_for == wanted { Ok(written) } else { self.finish_anew(&plan, written) };
-                    prepared.push((plan, finished));
+                Some((made_for, written, flushed)) => {
+                    let as_wanted = made_for == MadeFor::of(plan.facet.mtime, plan.wanted.as_ref());
+                    let finished = if as_wanted { Ok(written) } else { self.finish_anew(&plan, written) };
+                    prepared.push((plan, finished, flushed && as_wanted));
                 }
                 None => planned.push(plan),
             }
@@ -45,7 +47,7 @@ where
         let (fs, staging, ready) = (&self.fs, &self.private.staging, &self.ready);
         let act = |plan: Planned<F>| {
             let prepared = prepare(fs, staging, &plan, ready.get(plan.uid));
-            (plan, prepared.map(|prepared| prepared.keep_open(few)))
+            (plan, prepared.map(|prepared| prepared.keep_open(few)), false)
         };
         let mut rest = if threads > 1 && planned.len() >= HALVED_FROM {
             let rest = planned.split_off(planned.len() / 2);
@@ -61,11 +63,12 @@ where
             share_out(planned, threads, act)
         };
         prepared.append(&mut rest);
-        for (plan, prepared) in prepared {
+        for (plan, prepared, flushed) in prepared {
             match prepared {
                 Ok(Prepared { private, stat, attributes, file }) => {
                     // A symlink has no descriptor by which it could be made durable alone.
                     match file.filter(|_| few) {
+                        _ if flushed => {}
                         Some(file) => batch.files.push(file),
                         None => batch.unopened += 1,
                     }
@@ -138,7 +141,9 @@ where
         if count == 0 {
             return Ok(Ok(()));
         }
-        let result = if count >= self.config.limits.sync_all_from || batch.unopened > 0 {
+        // By directories where nothing else is left: a sync of everything would wait for the private files of the next batch.
+        let by_directories = batch.files.is_empty() && dirs.len() <= DIRECTORIES_EACH;
+        let result = if batch.unopened > 0 || count >= self.config.limits.sync_all_from && !by_directories {
             self.fs.sync_all()
         } else {
             let mut result = batch.files.iter().try_for_each(|file| self.fs.sync_file(file));
@@ -238,7 +243,7 @@ where
         // A directory that was removed since leaves nothing to be made durable but the entry that led to it.
         let removed = id != ROOT_NODE && nodes::get(self.records.kv(), id)?.is_none();
         Ok(match self.dir(id)? {
-            Some(dir) => self.fs.sync_dir(&dir),
+            Some(dir) => sync_dir(&self.fs, &dir),
             None if removed => Ok(()),
             // It cannot be opened now, or people moved it meanwhile: an error is not an absence.
             None => self.fs.sync_all(),
@@ -309,6 +314,14 @@ where
             directory: node.is_dir(),
             pending: false,
         })
+    }
+}
+
+/// Makes a directory's entries durable; with everything else where it may not be opened for that.
+pub(super) fn sync_dir<F: Fs>(fs: &F, dir: &F::Dir) -> io::Result<()> {
+    match fs.sync_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => fs.sync_all(),
+        synced => synced,
     }
 }
 

@@ -10,6 +10,7 @@ use anabranch_model::{Content, Hlc, Uid};
 use anabranch_volume::fs::{FileStamp, Fs, Kind, Lease, Stat};
 use anabranch_volume::hash::read_hash;
 
+use super::durable::{DIRECTORIES_EACH, sync_dir};
 use super::{Batch, Install, Outcome, Ready, Removal};
 use crate::beside;
 use crate::events::EventKind;
@@ -382,28 +383,21 @@ where
         let mut dirs: BTreeSet<NodeId> = BTreeSet::new();
         dirs.extend(batch.installs.iter().filter(|i| i.exchanged).map(|i| i.parent));
         dirs.extend(batch.removals.iter().map(|r| r.node.parent));
-        if dirs.len() >= self.config.limits.sync_all_from {
-            let fs = self.fs.clone();
+        let fs = self.fs.clone();
+        if dirs.len() > DIRECTORIES_EACH {
             return self.beside.run(move || fs.sync_all());
         }
-        let mut result =
-            self.fs.sync_dir(&self.private.staging).and_then(|()| self.fs.sync_dir(&self.private.conflict));
+        let many = dirs.len() >= self.config.limits.sync_all_from;
+        let mut open = vec![self.private.staging.clone(), self.private.conflict.clone()];
         let replaced = batch.installs.iter().filter(|i| i.replaces.is_some()).map(|i| i.reason);
         let mut reasons = replaced.chain(batch.removals.iter().map(|r| r.reason));
         if reasons.any(|reason| reason == Reason::PreExisting) {
-            result = result.and_then(|()| self.fs.sync_dir(&self.private.pre_existing));
+            open.push(self.private.pre_existing.clone());
         }
-        for install in &batch.installs {
-            if dirs.remove(&install.parent) && result.is_ok() {
-                result = self.fs.sync_dir(&install.dir);
-            }
-        }
-        for removal in &batch.removals {
-            if dirs.remove(&removal.node.parent) && result.is_ok() {
-                result = self.fs.sync_dir(&removal.dir);
-            }
-        }
-        beside::Outcome::Here(result)
+        open.extend(batch.installs.iter().filter(|i| dirs.remove(&i.parent)).map(|i| i.dir.clone()));
+        open.extend(batch.removals.iter().filter(|r| dirs.remove(&r.node.parent)).map(|r| r.dir.clone()));
+        let sync = move || open.iter().try_for_each(|dir| sync_dir(&fs, dir));
+        if many { self.beside.run(sync) } else { beside::Outcome::Here(sync()) }
     }
 
     fn finish_install(&mut self, install: &Install<F>, held: &mut Vec<Uid>, unused: &mut Vec<Uid>) -> Result<()> {

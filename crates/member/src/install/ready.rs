@@ -15,7 +15,7 @@ pub(crate) enum Ready<File> {
     /// A small one that is being written to its private file.
     Writing { size: u64, hash: Hash },
     /// A small one in its private file, which is complete but for what has changed since it was wanted.
-    Written { size: u64, hash: Hash, made_for: MadeFor, prepared: Box<Prepared<File>> },
+    Written { size: u64, hash: Hash, made_for: MadeFor, prepared: Box<Prepared<File>>, flushed: bool },
     /// In a private file in staging.
     Staged { name: Vec<u8>, size: u64, hash: Hash },
 }
@@ -74,14 +74,15 @@ impl<File> ReadySet<File> {
     }
 
     /// Takes what was written ahead for just this content; its private file stays, as of one that waits in staging.
-    pub(super) fn take_written(&mut self, uid: Uid, content: &Content) -> Option<(MadeFor, Prepared<File>)> {
+    /// The last one: it was all written when the flush of this batch began.
+    pub(super) fn take_written(&mut self, uid: Uid, content: &Content) -> Option<(MadeFor, Prepared<File>, bool)> {
         let Content::File { hash: wanted, .. } = content else { return None };
         if !matches!(self.items.get(&uid), Some(Ready::Written { hash, .. }) if hash == wanted) {
             return None;
         }
-        let Some(Ready::Written { size, hash, made_for, prepared }) = self.remove(uid) else { return None };
+        let Some(Ready::Written { size, hash, made_for, prepared, flushed }) = self.remove(uid) else { return None };
         self.insert(uid, Ready::Staged { name: private_name(uid), size, hash });
-        Some((made_for, *prepared))
+        Some((made_for, *prepared, flushed))
     }
 
     /// Contents in private files, whoever wrote them.
@@ -114,6 +115,15 @@ impl<File> ReadySet<File> {
     /// Is nothing known yet of a content but that it is being written?
     pub(super) fn is_being_written(&self, uid: Uid) -> bool {
         matches!(self.items.get(&uid), Some(Ready::Writing { .. }))
+    }
+
+    /// All that has been written ahead by now becomes durable with the flush that begins now.
+    pub(super) fn flush_begins(&mut self) {
+        for ready in self.items.values_mut() {
+            if let Ready::Written { flushed, .. } = ready {
+                *flushed = true;
+            }
+        }
     }
 
     /// Contents that were written ahead.
