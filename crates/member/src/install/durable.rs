@@ -19,7 +19,7 @@ use crate::tables::{self, Intent, Preserved, Reason};
 use crate::undone::{Given, Put};
 
 /// So many directories are made durable one by one, where nothing else is to be: they share what it takes to write the first.
-pub(super) const DIRECTORIES_EACH: usize = 256;
+pub(super) const DIRECTORIES_EACH: usize = 64;
 /// From so many private files on, the first half of them is flushed while the second one is written.
 const HALVED_FROM: usize = 256;
 
