@@ -259,12 +259,6 @@ where
         Ok(())
     }
 
-    /// Is the time of a file as it was when its content was recorded, or as we set it since?
-    fn has_the_time_that_it_had(&self, modified: &Modified) -> bool {
-        let known_as = self.with_what_was_given(modified.node.clone(), &modified.stat, None);
-        known_as.stamp.mtime == modified.stat.stamp.mtime
-    }
-
     /// Is it empty, or has it runs of zeros, or does it come from the future?
     fn is_torn(&mut self, modified: &Modified) -> Result<bool> {
         let seconds = i64::try_from(self.now.0 / 1_000_000).unwrap_or(i64::MAX);
@@ -299,7 +293,8 @@ where
             if recorded.is_none_or(|c| c.value == value || c.bytes.is_none()) {
                 continue;
             }
-            let lost = self.unsynced.contains(&modified.stat.object) && self.has_the_time_that_it_had(modified);
+            let known_as = self.with_what_was_given(modified.node.clone(), &modified.stat, None);
+            let lost = self.is_lost(&known_as, &modified.stat, &value);
             if lost || self.suspect && self.is_torn(modified)? {
                 modified.dropped = true;
                 doubtful.push((modified.node.clone(), modified.stat.clone(), value, provisional));

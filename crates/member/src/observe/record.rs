@@ -114,6 +114,10 @@ where
                     }
                 }
                 match (&value, &base) {
+                    (Some(value), Some(base)) if self.is_lost(base, &stat, value) => {
+                        self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+                        self.due_now(uid);
+                    }
                     // A newer content may be on its way here: where it lies is no reason to write the old one anew.
                     (Some(value), Some(base)) if unchanged.as_ref().is_some_and(|c| c.bytes.is_some()) => {
                         if base.stamp.mtime != mtime {
@@ -321,6 +325,13 @@ where
                 .map_or(Version::default(), |f| f.written.version),
             attributes,
         }
+    }
+
+    /// Did a disk that failed to write make this of a file: other bytes than the database has, under the time that they had?
+    pub(super) fn is_lost(&self, node: &Node, stat: &Stat, value: &Content) -> bool {
+        self.unsynced.contains(&stat.object)
+            && node.content.as_ref().is_some_and(|c| c.bytes.is_some() && c.value != *value)
+            && node.stamp.mtime == stat.stamp.mtime
     }
 
     /// Is this the content that is recorded?
