@@ -474,8 +474,11 @@ where
     fn forgot(&mut self, known: &[Acknowledgement], told: &Acknowledgement) -> Result<bool> {
         let closed = tables::closed(self.records.kv())?;
         let own = known.iter().find(|a| a.member == told.member);
-        // A later one of ours may have been made after the return, before anybody was heard.
-        if own.is_some_and(|own| own.serial >= told.serial && !falls_short(&closed, told, own)) {
+        // A later one of ours may have been made after the return, before this one was heard of: it holds less, or it was
+        // the first one since the start.
+        let passed_over =
+            told.serial > self.serial_at_start && self.first_serial.is_some_and(|first| told.serial < first);
+        if !passed_over && own.is_some_and(|own| own.serial >= told.serial && !falls_short(&closed, told, own)) {
             return Ok(false);
         }
         // Both are times: what the image does not remember is later than all marks that were in it, and what was issued
@@ -486,6 +489,7 @@ where
         let serial = own.map_or(0, |own| own.serial).max(told.serial);
         let (member, replica) = (told.member.clone(), self.records.replica());
         let own = Acknowledgement { member, replica, serial, held: Knowledge::default() };
+        (self.serial_at_start, self.first_serial) = (serial, None);
         self.records.begin()?;
         tables::put_acknowledgement(self.records.kv_mut(), &own)?;
         self.records.commit()?;

@@ -285,6 +285,10 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) resolve_at: Option<Hlc>,
     pub(crate) counters: Counters,
     pub(crate) reported: BTreeSet<(EventKind, String)>,
+    /// Serial of our own acknowledgement when we started, and of the first one since.
+    pub(crate) serial_at_start: u64,
+    /// See [`Self::serial_at_start`].
+    pub(crate) first_serial: Option<u64>,
     /// While returning: which UIDs a partner was asked about.
     pub(crate) returning_request: Option<(LinkId, Vec<Uid>)>,
     /// The partner that is asked has no record of something, and may never have heard of it.

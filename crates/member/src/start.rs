@@ -142,6 +142,8 @@ where
             resolve_at: None,
             counters: Counters::default(),
             reported: BTreeSet::new(),
+            serial_at_start: 0,
+            first_serial: None,
             returning_request: None,
             returning_undecided: false,
             returning_since: None,
@@ -267,6 +269,8 @@ where
         let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         self.checkpoint = Hlc(checkpoint);
         self.undone = Undone::load(self.records.kv())?;
+        let own = tables::acknowledgements(self.records.kv())?.into_iter().find(|a| a.member == self.config.member);
+        self.serial_at_start = own.map_or(0, |own| own.serial);
         if trusted {
             self.advance_checkpoint()?;
         }

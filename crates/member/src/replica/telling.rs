@@ -53,6 +53,7 @@ where
         let held = self.records.known().clone();
         if own.is_none_or(|a| a.held != held || a.replica != self.records.replica()) {
             let serial = own.map_or(0, |a| a.serial + 1).max(self.now.0);
+            self.first_serial.get_or_insert(serial);
             let ack =
                 Acknowledgement { member: self.config.member.clone(), replica: self.records.replica(), serial, held };
             self.records.begin()?;
