@@ -330,6 +330,7 @@ where
     /// Did a disk that failed to write make this of a file: other bytes than the database has, under the time that they had?
     pub(super) fn is_lost(&self, node: &Node, stat: &Stat, value: &Content) -> bool {
         self.unsynced.contains(&stat.object)
+            && node.object == stat.object
             && node.content.as_ref().is_some_and(|c| c.bytes.is_some() && c.value != *value)
             && node.stamp.mtime == stat.stamp.mtime
     }

@@ -214,6 +214,27 @@ fn what_a_failing_disk_takes_back_is_no_edit() {
     assert!(taken_back.iter().all(|&count| count > 0), "in no trial did the disk take anything back: {taken_back:?}");
 }
 
+/// Two files of one time for which a sync failed change places: each has other bytes then, under the time that it had.
+#[test]
+fn what_changes_places_after_a_failed_sync_is_what_its_user_did() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.mkdir(b"d").unwrap());
+    couple.connect();
+    settle(&mut couple);
+    let [first, second] = [0, 1].map(|at| couple.members[at].fs.clone());
+    first.write(b"f", b"one").unwrap();
+    first.write(b"g", b"two").unwrap();
+    until_a_sync_failed(&mut couple);
+    settle(&mut couple);
+    let [one, two] = [b"f", b"g"].map(|name| first.read(name).unwrap());
+    assert_eq!(first.tree()[&b"f"[..]].mtime, first.tree()[&b"g"[..]].mtime, "the clock has ticked");
+    assert_ne!(one.bytes(), two.bytes(), "the disk has kept neither");
+    first.swap(b"f", b"g").unwrap();
+    settle(&mut couple);
+    for fs in [first, second] {
+        assert_eq!([b"f", b"g"].map(|name| fs.read(name).unwrap()), [two.clone(), one.clone()]);
+    }
+}
+
 fn until_a_sync_failed(couple: &mut Couple) {
     let disk = couple.members[0].fs.clone();
     disk.faults(|f| [Call::SyncFile, Call::SyncAll].iter().for_each(|call| f.set(*call, Fault::Io, 1_000_000)));
