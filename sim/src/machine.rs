@@ -3,7 +3,7 @@
 //! The one behind it is the replica of the `member` crate; the trait lets the world and its oracle be tried with others
 //! that do less or do it wrong.
 
-use anabranch_model::{Hlc, Names, Record, ReplicaId, Uid};
+use anabranch_model::{Hlc, Names, Record, ReplicaId, Uid, Version};
 use anabranch_net::message::{Envelope, Message};
 use anabranch_volume::simulated::SimFs;
 use anabranch_volume::watch::Hint;
@@ -17,6 +17,15 @@ pub(crate) enum Role {
     Upstream,
     /// It pulls from the member.
     Downstream,
+}
+
+/// What a version names.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) enum Named {
+    /// The thing that it is of.
+    Thing(Version),
+    /// The value of a facet of that thing.
+    Value(&'static str, Uid, Version),
 }
 
 /// What comes in.
@@ -119,12 +128,12 @@ pub(crate) trait Machine {
     /// # Errors
     /// A sentence, when its database cannot be read.
     fn preserved(&self) -> Result<Vec<Kept>, String>;
-    /// (number of a version and what it names, hash of the value) of all records: one version names one value for ever.
+    /// What versions name in all records, and the hash of that: one version names one value for ever.
     /// Numbers after `until` are left out: a clock that was ahead issued them, and nobody takes them in before that time.
     ///
     /// # Errors
     /// As [`Self::preserved`].
-    fn versions(&self, until: Hlc) -> Result<Vec<(String, [u8; 32])>, String>;
+    fn versions(&self, until: Hlc) -> Result<Vec<(Named, u64)>, String>;
     /// All records but what members may differ in: UID, and the rest in words.
     ///
     /// # Errors

@@ -39,6 +39,10 @@ use history::Outcome;
 use oracle::Violation;
 use plan::Plan;
 
+/// Histories consist of small allocations that do not live long.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Runs histories of simulated members and asserts the invariants of the design's section 19.
 ///
 /// Exits with 0 when all held, with 1 when one did not; then it says which command replays the history.

@@ -25,7 +25,7 @@ use anabranch_model::{Hlc, Knowledge, Record, Uid};
 use anabranch_volume::fs::Kind;
 use anabranch_volume::simulated::{Damage, Deed, SimFs, Thing, Tree, Wreck};
 
-use crate::machine::{Kept, Machine};
+use crate::machine::{Kept, Machine, Named};
 use crate::plan::{Habits, Plan};
 use crate::users::fold_path;
 
@@ -117,7 +117,7 @@ pub(crate) struct Oracle {
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
-    versions: BTreeMap<String, [u8; 32]>,
+    versions: BTreeMap<Named, u64>,
 }
 
 /// What a member has at rest.
@@ -131,7 +131,7 @@ pub(crate) struct AtRest {
     /// Its manifest.
     pub(crate) kept: Vec<Kept>,
     /// Versions and values.
-    pub(crate) versions: Vec<(String, [u8; 32])>,
+    pub(crate) versions: Vec<(Named, u64)>,
     /// UIDs and records.
     pub(crate) records: Vec<(Uid, Record)>,
 }
@@ -503,10 +503,10 @@ impl Oracle {
     }
 
     /// Takes note of what a member's versions name, and asks whether they ever named anything else.
-    pub(crate) fn once(&mut self, name: &str, versions: &[(String, [u8; 32])], out: &mut Vec<Violation>) {
+    pub(crate) fn once(&mut self, name: &str, versions: &[(Named, u64)], out: &mut Vec<Violation>) {
         for (version, value) in versions {
-            if *self.versions.entry(version.clone()).or_insert(*value) != *value {
-                let text = format!("{name}: {version} has another value than elsewhere");
+            if *self.versions.entry(*version).or_insert(*value) != *value {
+                let text = format!("{name}: {version:?} has another value than elsewhere");
                 out.push(Violation { invariant: "Once", text });
             }
         }

@@ -1,12 +1,14 @@
 //! The real replica of the `member` crate behind [`Machine`].
 
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use anabranch_engine::kv::KvError;
 use anabranch_member::{Config, Input as In, Limits, LinkId, Output as Out, Partner, Phase, RecoveryPolicy, Replica};
 use anabranch_model::{FolderId, Hlc, Record, Uid, Version};
 use anabranch_volume::simulated::SimFs;
 
 use crate::kv::SimKv;
-use crate::machine::{Figures, Input, Kept, Machine, Output, Role, Start};
+use crate::machine::{Figures, Input, Kept, Machine, Named, Output, Role, Start};
 
 struct Member(Replica<SimFs, SimKv>);
 
@@ -146,7 +148,7 @@ impl Machine for Member {
         }
     }
 
-    fn versions(&self, until: Hlc) -> Result<Vec<(String, [u8; 32])>, String> {
+    fn versions(&self, until: Hlc) -> Result<Vec<(Named, u64)>, String> {
         let mut out = Vec::new();
         self.each_record(&mut |record| values(record, until, &mut out))?;
         Ok(out)
@@ -216,23 +218,28 @@ impl Machine for Member {
 
 /// What each version in a record names: the thing, the value and the stamp. The maps are joined as time goes by and are no
 /// part of it.
-fn values(record: &Record, until: Hlc, out: &mut Vec<(String, [u8; 32])>) {
-    let mut push = |facet: &str, version: Version, value: String| {
-        if version.sequence.0 > until.0 {
-            return;
+fn values(record: &Record, until: Hlc, out: &mut Vec<(Named, u64)>) {
+    let mut push = |facet: &'static str, version: Version, value: u64| {
+        if version.sequence.0 <= until.0 {
+            out.push((Named::Thing(version), hash(&record.uid)));
+            out.push((Named::Value(facet, record.uid, version), value));
         }
-        let hash = |text: String| *blake3::hash(text.as_bytes()).as_bytes();
-        out.push((format!("version {version}"), hash(format!("{:?}", record.uid))));
-        out.push((format!("{:?} {facet} {version}", record.uid), hash(value)));
     };
     let placement = &record.placement;
-    push("placement", placement.written.version, format!("{:?} {:?}", placement.value, placement.written.time));
+    push("placement", placement.written.version, hash(&(&placement.value, placement.written.time)));
     if let Some(content) = &record.content {
-        let value = format!("{:?} {:?} {:?} {:?}", content.value, content.mtime, content.bytes, content.written.time);
+        let value = hash(&(&content.value, content.mtime, content.bytes, content.written.time));
         push("content", content.written.version, value);
     }
     if let Some(attributes) = &record.attributes {
-        let value = format!("{:?} {:?} {:?}", attributes.value, attributes.directory_mtime, attributes.written.time);
+        let value = hash(&(&attributes.value, attributes.directory_mtime, attributes.written.time));
         push("attributes", attributes.written.version, value);
     }
+}
+
+/// The same in every run.
+fn hash(value: &impl Hash) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    value.hash(&mut hasher);
+    hasher.finish()
 }

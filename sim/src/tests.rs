@@ -5,7 +5,7 @@ use anabranch_volume::fs::{Fs, Kind};
 use anabranch_volume::simulated::SimFs;
 
 use crate::history::{self, Outcome};
-use crate::machine::{Figures, Input, Kept, Machine, Output, Start};
+use crate::machine::{Figures, Input, Kept, Machine, Named, Output, Start};
 use crate::plan::{Plan, Trouble};
 
 /// What a wrong replica does when it is called.
@@ -46,9 +46,9 @@ impl Machine for Wrong {
     fn preserved(&self) -> Result<Vec<Kept>, String> {
         Ok(Vec::new())
     }
-    fn versions(&self, _until: Hlc) -> Result<Vec<(String, [u8; 32])>, String> {
-        let value = if self.contradicts { self.fs.tree().len() as u8 } else { 0 };
-        Ok(vec![("a version".into(), [value; 32])])
+    fn versions(&self, _until: Hlc) -> Result<Vec<(Named, u64)>, String> {
+        let value = if self.contradicts { self.fs.tree().len() as u64 } else { 0 };
+        Ok(vec![(Named::Thing(anabranch_model::Version::default()), value)])
     }
     fn records(&self) -> Result<Vec<(anabranch_model::Uid, anabranch_model::Record)>, String> {
         Ok(Vec::new())

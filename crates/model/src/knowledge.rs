@@ -83,9 +83,15 @@ impl Knowledge {
 
 impl FromIterator<(ReplicaId, Sequence)> for Knowledge {
     fn from_iter<I: IntoIterator<Item = (ReplicaId, Sequence)>>(entries: I) -> Self {
-        let mut out = Self::default();
+        let entries = entries.into_iter();
+        let mut out = Self(Vec::with_capacity(entries.size_hint().0.min(64)));
         for (replica, sequence) in entries {
-            out.learn(Version { replica, sequence });
+            // Nearly always they come ascending.
+            if out.0.last().is_none_or(|last| last.0 < replica) {
+                out.0.push((replica, sequence));
+            } else {
+                out.learn(Version { replica, sequence });
+            }
         }
         out
     }

@@ -11,7 +11,7 @@ pub type Hash = [u8; 32];
 ///
 /// `Ord` is derived, so fields compare in the order written. A descendant is always later than what it descends
 /// from, so this order never contradicts causality. Put nothing in front of it (design, section 4).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Time {
     /// Clock of the user's change.
     pub clock: Hlc,
@@ -22,7 +22,7 @@ pub struct Time {
 }
 
 /// When a facet got its value: the greater stamp wins.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Stamp {
     /// Of the user's change.
     pub time: Time,
@@ -52,7 +52,7 @@ impl Written {
 }
 
 /// Where a thing is.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Hash)]
 pub struct Placement {
     /// The directory that it is in.
     pub parent: Uid,
@@ -127,7 +127,7 @@ impl ContentFacet {
 }
 
 /// An owner or group: the number where the record was made and, where it had one, the name.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Owner {
     /// uid or gid.
     pub number: u32,
@@ -136,7 +136,7 @@ pub struct Owner {
 }
 
 /// Mode, owners and extended attributes (POSIX ACLs and `security.NTACL` among them).
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Hash)]
 pub struct Attributes {
     /// Permission and set-id bits, `0o7777`.
     pub mode: u32,

@@ -1,7 +1,7 @@
 //! Members go down and come up: they are stopped, killed, lose power, or are put back to an image of their disk.
 
 use anabranch_model::ReplicaId;
-use anabranch_volume::simulated::Thing;
+use anabranch_volume::simulated::{Rng, Thing};
 
 use super::{Event, Stop, World, in_any_tree, name, on_any, places};
 use crate::kv::SimKv;
@@ -170,7 +170,13 @@ impl World<'_> {
         let member = &mut self.members[number];
         let (before, places) = (member.fs.contents(), places(&member.fs));
         member.crowd().die();
-        member.fs.restore(&image);
+        // By a backup of its files, that is, where all are other objects than in the image of the database.
+        if Rng::new(self.plan.seed ^ self.now).chance(1, 3) {
+            self.counters.count("members put back file by file");
+            member.fs.restore_copied(&image);
+        } else {
+            member.fs.restore(&image);
+        }
         member.power.restore();
         member.stop = None;
         member.kv = SimKv::from_image(&kv, member.power.clone());
