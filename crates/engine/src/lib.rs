@@ -46,4 +46,5 @@ pub use passes::{PageOut, PassEnd, PassState, TakenCounts};
 pub use query::Shown;
 pub use records::{Policy, Records, Settings, TakeTouched};
 pub use resolve::{Resolution, ResolveScope};
+pub use restamp::Reissued;
 pub use rules::{Case, Rule, Taken, broken, must_preserve, must_preserve_deleted};

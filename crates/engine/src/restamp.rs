@@ -1,18 +1,23 @@
-//! Stamping anew what was stamped by a clock in the future (design, section 4).
+//! Giving new versions to what was stamped by a clock in the future (design, section 4), or in a life that others do not
+//! know (section 11).
 //!
 //! Owns what an author does once it knows that its clock was ahead: a version of a time that no clock has reached would
 //! win over all that had seen it, so it gets a new one with a time that everybody can take in. Those who took the old
 //! one in, by a clock that was ahead as well, let it lose to whatever comes (in [`crate::passes`]).
+//! And what an author does with what it issued since it was returned to an earlier state, before it knew.
 
 use std::collections::BTreeSet;
 
-use anabranch_model::{ContentFacet, Hlc, Record, ReplicaId, Uid, Written};
+use anabranch_model::{ContentFacet, Hlc, Record, ReplicaId, Uid, Version, Written};
 
 use crate::kv::{Kv, KvError};
 use crate::records::{Old, Records};
 
 /// Records looked at in one read.
 const CHUNK: usize = 1024;
+
+/// A record of which versions were issued anew: pairs of an old one and its new one.
+pub type Reissued = (Uid, Vec<(Version, Version)>);
 
 #[derive(Clone, Copy)]
 enum Facet {
@@ -54,6 +59,76 @@ impl<K: Kv> Records<K> {
         }
         self.settle()?;
         Ok(count)
+    }
+
+    /// Gives every version that `second` names a new one, of this replica and of the same time: it was issued under an id of
+    /// which others know other numbers, from a life that this database does not remember, so what they have seems to have
+    /// seen it, or it that. Of the old id it has seen what is `closed`, and no more. Returns the records that were changed,
+    /// each with pairs of an old version and its new one.
+    ///
+    /// # Errors
+    /// [`KvError`]; then roll back.
+    pub fn issue_anew(
+        &mut self,
+        now: Hlc,
+        closed: Version,
+        second: impl Fn(Version) -> bool,
+    ) -> Result<Vec<Reissued>, KvError> {
+        let (mut after, mut out): (Option<Uid>, Vec<_>) = (None, Vec::new());
+        loop {
+            let page = self.records(after, CHUNK)?;
+            let Some(last) = page.last() else { break };
+            after = Some(last.uid);
+            for uid in page.iter().filter(|r| r.versions().any(&second)).map(|r| r.uid) {
+                let Some((number, mut record)) = self.row(uid)? else { continue };
+                let old = Old::of(number, &record);
+                let pairs = self.issue_record_anew(now, &mut record, closed, &second);
+                self.replace(uid, Some(old), Some(&record), true)?;
+                self.touch_uid(uid)?;
+                out.push((uid, pairs));
+            }
+        }
+        self.settle()?;
+        Ok(out)
+    }
+
+    /// In the order in which they were issued, as in [`Self::restamp_record`].
+    fn issue_record_anew(
+        &mut self,
+        now: Hlc,
+        record: &mut Record,
+        closed: Version,
+        second: impl Fn(Version) -> bool,
+    ) -> Vec<(Version, Version)> {
+        let bytes = record.content.as_ref().filter(|f| second(f.written.version)).map(|f| f.bytes.version);
+        let mut due: Vec<_> = record.versions().chain(bytes).filter(|v| second(*v)).collect();
+        due.sort_unstable();
+        due.dedup();
+        let pairs: Vec<_> = due.into_iter().map(|old| (old, self.issue(now))).collect();
+        let anew = |old: Version| pairs.iter().find(|(version, _)| *version == old).map(|(_, new)| *new);
+        let of_facet = |written: &mut Written, others: &[Version]| {
+            let Some(version) = anew(written.version) else { return };
+            written.version = version;
+            written.history.lower(closed.replica, closed.sequence);
+            others.iter().chain([&version]).for_each(|version| written.history.learn(*version));
+        };
+        let placement = &mut record.placement;
+        if anew(placement.written.version).is_some() {
+            let seen = pairs.iter().filter(|(old, _)| placement.seen.covers(*old)).map(|(_, new)| *new);
+            let seen: Vec<_> = seen.collect();
+            placement.seen.lower(closed.replica, closed.sequence);
+            seen.into_iter().for_each(|version| placement.seen.learn(version));
+            of_facet(&mut placement.written, &[]);
+        }
+        if let Some(attributes) = &mut record.attributes {
+            of_facet(&mut attributes.written, &[]);
+        }
+        if let Some(content) = &mut record.content {
+            let bytes = anew(content.bytes.version).filter(|_| second(content.written.version));
+            of_facet(&mut content.written, bytes.as_slice());
+            content.bytes.version = bytes.unwrap_or(content.bytes.version);
+        }
+        pairs
     }
 
     /// The times of all records that the clock has not reached.

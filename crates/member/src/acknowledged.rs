@@ -1,9 +1,78 @@
-//! Which of two acknowledgements of one member counts (design, sections 11 and 12).
+//! What members acknowledged, and which of two acknowledgements of one member counts (design, sections 11 and 12).
 //!
-//! Owns the judgement alone: who tells and keeps them is in [`crate::link`] and [`crate::tables`].
+//! Who tells them is in [`crate::link`], their rows are in [`crate::tables`].
 
+use std::collections::BTreeMap;
+
+use anabranch_engine::kv::{Kv, KvError};
 use anabranch_model::Version;
 use anabranch_net::message::Acknowledgement;
+
+use crate::tables;
+
+/// The members' newest acknowledgements as the database has them: they are looked at with nearly every message.
+#[derive(Default)]
+pub(crate) struct Acknowledgements {
+    by_member: BTreeMap<String, Acknowledgement>,
+    /// How often one was put since they were loaded.
+    changes: u64,
+}
+
+/// Which of them a partner has been told.
+#[derive(Default)]
+pub(crate) struct Told {
+    serials: BTreeMap<String, u64>,
+    /// Of [`Acknowledgements::changes`], when it had been told all.
+    all: Option<u64>,
+}
+
+impl Told {
+    /// The partner has that one, or a later one.
+    pub(crate) fn has(&mut self, ack: &Acknowledgement) {
+        let serial = self.serials.entry(ack.member.clone()).or_default();
+        *serial = (*serial).max(ack.serial);
+    }
+
+    /// What it has of that member does not count.
+    pub(crate) fn forget(&mut self, member: &str) {
+        self.serials.remove(member);
+        self.all = None;
+    }
+}
+
+impl Acknowledgements {
+    /// What the database has.
+    pub(crate) fn load(kv: &impl Kv) -> Result<Self, KvError> {
+        let rows = tables::acknowledgements(kv)?;
+        Ok(Self { by_member: rows.into_iter().map(|ack| (ack.member.clone(), ack)).collect(), changes: 0 })
+    }
+
+    /// Puts one in the place of its member's last one, in the transaction under way. If that fails, the replica must not go
+    /// on.
+    pub(crate) fn put(&mut self, kv: &mut impl Kv, ack: Acknowledgement) -> Result<(), KvError> {
+        tables::put_acknowledgement(kv, &ack)?;
+        self.by_member.insert(ack.member.clone(), ack);
+        self.changes += 1;
+        Ok(())
+    }
+
+    /// That of a member.
+    pub(crate) fn of(&self, member: &str) -> Option<&Acknowledgement> {
+        self.by_member.get(member)
+    }
+
+    /// What a partner has not been told yet, ascending by member; it counts as told from now on.
+    pub(crate) fn news_for(&self, told: &mut Told) -> Vec<Acknowledgement> {
+        if told.all == Some(self.changes) {
+            return Vec::new();
+        }
+        let is_news = |ack: &&Acknowledgement| told.serials.get(&ack.member) < Some(&ack.serial);
+        let news: Vec<_> = self.by_member.values().filter(is_news).cloned().collect();
+        news.iter().for_each(|ack| told.has(ack));
+        told.all = Some(self.changes);
+        news
+    }
+}
 
 /// What becomes of an acknowledgement that was told.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

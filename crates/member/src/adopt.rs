@@ -224,9 +224,10 @@ where
         }
     }
 
-    /// After a pass of a partner, while returning: asks it for every record that it should know.
+    /// After a pass of a partner, while returning: asks it for every record that it should know, once the tree was looked at.
     pub(crate) fn compare_records(&mut self, id: LinkId) -> Result<()> {
-        if self.returning_request.is_some() {
+        // Where the tree is a copy, only a first look tells what of it is what.
+        if self.returning_request.is_some() || self.absence_doubted {
             return Ok(());
         }
         self.ask_presence(id, None)
@@ -311,7 +312,7 @@ where
 
     /// Goes on with the comparison of a member that was put back, with whoever is there.
     pub(crate) fn compare_with_anybody(&mut self) -> Result<()> {
-        if self.phase != Phase::Returning || self.returning_request.is_some() {
+        if self.phase != Phase::Returning || self.returning_request.is_some() || self.absence_doubted {
             return Ok(());
         }
         let first = self.comparable().next();

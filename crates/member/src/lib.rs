@@ -27,6 +27,7 @@ mod nodes;
 mod observe;
 mod partial;
 mod replica;
+mod returned;
 mod scan;
 mod serve;
 mod start;

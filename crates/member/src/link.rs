@@ -12,9 +12,10 @@ use anabranch_model::{ChangeNumber, Hlc, Knowledge, Names, Sequence, Version, is
 use anabranch_net::message::{Acknowledgement, Mark, Message, PAGE_BYTES_MAX, Page};
 use anabranch_volume::fs::Fs;
 
-use crate::acknowledged::{Judgement, falls_short, judge};
+use crate::acknowledged::{Judgement, Told, falls_short, judge};
 use crate::events::EventKind;
 use crate::replica::{Link, LinkId, Output, Partner, Phase, Replica, Result};
+use crate::returned::Point;
 use crate::steps::{Step, broken};
 use crate::tables::{self, Gap, Meta};
 
@@ -37,7 +38,7 @@ where
             pulling: false,
             pushed: ChangeNumber::default(),
             told: Knowledge::default(),
-            told_serials: BTreeMap::new(),
+            told_acknowledgements: Told::default(),
             refused: BTreeSet::new(),
             served: BTreeMap::new(),
             ahead: false,
@@ -124,7 +125,7 @@ where
                 }
                 if self.compares_names_otherwise(id, &member, &names)
                     || self.take_closed(&closed)?
-                    || self.check_echo(&echo)?
+                    || self.check_echo(&member, &echo)?
                     || self.was_passed_over(&known)?
                 {
                     return Ok(());
@@ -155,7 +156,7 @@ where
             {
                 if self.compares_names_otherwise(id, &member, &names)
                     || self.take_closed(&closed)?
-                    || self.check_echo(&echo)?
+                    || self.check_echo(&member, &echo)?
                     || self.was_passed_over(&known)?
                 {
                     return Ok(());
@@ -178,7 +179,8 @@ where
                 self.pull(id)?;
             }
             Message::Echo(mark) if !upstream && opened => {
-                self.check_echo(&mark)?;
+                let partner = link.peer.as_ref().map_or(String::new(), |(name, _)| name.clone());
+                self.check_echo(&partner, &mark)?;
             }
             Message::Refused { reason } => {
                 self.report_once(EventKind::PartnerRefused, reason.clone());
@@ -380,7 +382,9 @@ where
     pub(crate) fn serve_page(&mut self, id: LinkId, after: ChangeNumber, news: &Knowledge, part: bool) -> Result<()> {
         if after > self.records.change_number() && self.links.contains_key(&id) {
             // It heard that from us, and we do not know it. What was issued since the start it may never have heard.
-            self.take_fresh_id(Some(self.mark_at_start))?;
+            let partner = self.links.get(&id).and_then(|link| link.peer.as_ref()).map(|(name, _)| name.as_str());
+            let point = self.point_of_return(u64::MAX, partner)?;
+            self.take_fresh_id(Some(Point { mark: point.mark.min(self.mark_at_start), ..point }))?;
             self.close_all(RETURNED);
             return Ok(());
         }
@@ -417,32 +421,30 @@ where
     }
 
     fn take_acknowledgements(&mut self, id: LinkId, members: Vec<Acknowledgement>) -> Result<()> {
-        let mut known = tables::acknowledgements(self.records.kv())?;
         let closed = tables::closed(self.records.kv())?;
         let mut fresh = Vec::new();
         for ack in members {
             if let Some(link) = self.links.get_mut(&id) {
-                let told = link.told_serials.entry(ack.member.clone()).or_default();
-                *told = (*told).max(ack.serial);
+                link.told_acknowledgements.has(&ack);
             }
             let own = ack.member == self.config.member;
             // Whoever heard of us over others, perhaps: marks are kept by those who are connected with us.
             if self.was_passed_over(&ack.held)? {
                 return Ok(());
             }
-            if own && ack.replica == self.records.replica() && self.forgot(&known, &ack)? {
+            if own && ack.replica == self.records.replica() && self.forgot(&ack)? {
                 return Ok(());
             }
             if own || !self.config.members.contains(&ack.member) {
                 continue;
             }
-            let kept = known.iter().find(|a| a.member == ack.member);
+            let kept = self.acknowledged.of(&ack.member);
             match judge(&closed, kept, &ack) {
                 Judgement::Take => {
                     if kept.is_some_and(|kept| kept.serial > ack.serial) {
                         // The others have heard the one that does not count.
                         for (_, link) in self.links.iter_mut().filter(|(other, _)| **other != id) {
-                            link.told_serials.remove(&ack.member);
+                            link.told_acknowledgements.forget(&ack.member);
                         }
                     }
                     fresh.push(ack);
@@ -450,30 +452,28 @@ where
                 Judgement::Known => {}
                 Judgement::Refuse => {
                     if let Some(link) = self.links.get_mut(&id) {
-                        link.told_serials.remove(&ack.member);
+                        link.told_acknowledgements.forget(&ack.member);
                     }
                 }
             }
         }
-        if fresh.is_empty() {
-            return self.tell_acknowledgements();
+        if !fresh.is_empty() {
+            self.records.begin()?;
+            for ack in fresh {
+                self.acknowledged.put(self.records.kv_mut(), ack)?;
+            }
+            self.collect()?;
+            self.records.commit()?;
         }
-        self.records.begin()?;
-        for ack in fresh {
-            tables::put_acknowledgement(self.records.kv_mut(), &ack)?;
-            known.retain(|a| a.member != ack.member);
-            known.push(ack);
-        }
-        self.collect(&known)?;
-        self.records.commit()?;
-        self.tell_acknowledgements()
+        self.tell_acknowledgements();
+        Ok(())
     }
 
     /// Does a partner have an acknowledgement of ours that we do not remember? Then we were returned to an earlier state
     /// even if we had issued nothing since: what we had acknowledged as deleted may be here again (design, section 11).
-    fn forgot(&mut self, known: &[Acknowledgement], told: &Acknowledgement) -> Result<bool> {
+    fn forgot(&mut self, told: &Acknowledgement) -> Result<bool> {
         let closed = tables::closed(self.records.kv())?;
-        let own = known.iter().find(|a| a.member == told.member);
+        let own = self.acknowledged.of(&told.member);
         // A later one of ours may have been made after the return, before this one was heard of: it holds less, or it was
         // the first one since the start.
         let passed_over =
@@ -483,15 +483,15 @@ where
         }
         // Both are times: what the image does not remember is later than all marks that were in it, and what was issued
         // since the return is later still.
-        let point = self.newest_mark_before(told.serial.saturating_add(1))?;
-        self.take_fresh_id(Some(point))?;
         // Later ones must be newer than what partners have.
         let serial = own.map_or(0, |own| own.serial).max(told.serial);
+        let point = self.point_of_return(told.serial.saturating_add(1), None)?;
+        self.take_fresh_id(Some(point))?;
         let (member, replica) = (told.member.clone(), self.records.replica());
         let own = Acknowledgement { member, replica, serial, held: Knowledge::default() };
         (self.serial_at_start, self.first_serial) = (serial, None);
         self.records.begin()?;
-        tables::put_acknowledgement(self.records.kv_mut(), &own)?;
+        self.acknowledged.put(self.records.kv_mut(), own)?;
         self.records.commit()?;
         self.close_all(RETURNED);
         Ok(true)
@@ -555,7 +555,7 @@ where
         self.commit()?;
         if let Some(closed) = known.iter().find(|k| k.replica == self.records.replica()) {
             // Somebody else knows that we were rolled back before we do; the image may be older than that.
-            let point = self.newest_mark_before(closed.sequence.0.saturating_add(1))?;
+            let point = self.point_of_return(closed.sequence.0.saturating_add(1), None)?;
             self.take_fresh_id(Some(point))?;
         } else if self.phase == Phase::Normal && self.compared_lately()? {
             self.compare_again()?;
@@ -572,7 +572,7 @@ where
     }
 
     /// A partner echoes a mark of ours. `true`: we were rolled back; all links are closed.
-    fn check_echo(&mut self, echo: &Mark) -> Result<bool> {
+    fn check_echo(&mut self, partner: &str, echo: &Mark) -> Result<bool> {
         if echo.highest == Sequence(0) || broken(Step::MarkEcho) {
             return Ok(false);
         }
@@ -582,7 +582,7 @@ where
         }
         let key = [Meta::MARKS, &echo.highest.0.to_be_bytes()].concat();
         match self.records.kv().get(Table::Meta, &key)? {
-            Some(digest) if *digest == echo.digest => return Ok(false),
+            Some(digest) if *digest == echo.digest => return self.confirm(partner).map(|()| false),
             Some(_) => {}
             None => {
                 let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
@@ -593,7 +593,7 @@ where
                 }
             }
         }
-        let point = self.newest_mark_before(echo.highest.0)?;
+        let point = self.point_of_return(echo.highest.0, Some(partner))?;
         self.take_fresh_id(Some(point))?;
         self.close_all(RETURNED);
         Ok(true)
@@ -614,14 +614,14 @@ where
 
     /// We were returned to an earlier state before these numbers were passed over.
     fn return_before(&mut self, gap: Gap) -> Result<()> {
-        let point = self.newest_mark_before(gap.sequences.0.0.saturating_add(1))?;
+        let point = self.point_before(&gap)?;
         self.take_fresh_id(Some(point))?;
         self.close_all(RETURNED);
         Ok(())
     }
 
     /// The newest mark of ours below a number that others know and we do not: what we have surely issued.
-    fn newest_mark_before(&self, number: u64) -> Result<Sequence> {
+    pub(crate) fn newest_mark_before(&self, number: u64) -> Result<Sequence> {
         let key = [Meta::MARKS, &number.to_be_bytes()].concat();
         let from = self.records.kv().range(Table::Meta, Meta::MARKS, Some(&key), usize::MAX)?;
         let newest = from.last().and_then(|(k, _)| tables::read_number(k.get(Meta::MARKS.len()..)?).ok());
@@ -630,11 +630,11 @@ where
 
     /// Goes on under a fresh replica id, as a non-authoritative restore (design, section 11). With a point of return the
     /// old id is closed there.
-    pub(crate) fn take_fresh_id(&mut self, closed_at: Option<Sequence>) -> Result<()> {
+    pub(crate) fn take_fresh_id(&mut self, closed_at: Option<Point>) -> Result<()> {
         let old = self.records.replica();
         let fresh = (self.fresh)();
         self.records.begin()?;
-        if let Some(sequence) = closed_at {
+        if let Some(Point { mark: sequence, .. }) = closed_at {
             let mut closed = tables::closed(self.records.kv())?;
             closed.retain(|v| v.replica != old);
             closed.push(Version { replica: old, sequence });
@@ -642,10 +642,14 @@ where
             self.records.lower_known(old, sequence)?;
         }
         self.note_former(old)?;
+        let gaps = std::mem::take(&mut self.gaps);
+        if let Some(Point { mark: sequence, mixed: true }) = closed_at {
+            self.issue_second_life_anew(Version { replica: old, sequence }, &gaps)?;
+        }
         self.records.set_replica(fresh);
         self.records.jump(self.now, 0, 0);
-        self.gaps.clear();
         tables::put_gaps(self.records.kv_mut(), &self.gaps)?;
+        self.forget_confirmed()?;
         let to = anabranch_engine::kv::after_prefix(Meta::MARKS);
         for (key, _) in self.records.kv().range(Table::Meta, Meta::MARKS, to.as_deref(), usize::MAX)? {
             self.records.kv_mut().delete(Table::Meta, &key)?;
@@ -657,7 +661,7 @@ where
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
         self.records.kv_mut().put(Table::Meta, Meta::ABSENCE_DOUBTED, &[])?;
         self.absence_doubted = true;
-        self.records.commit()?;
+        self.commit()?;
         self.report(EventKind::RolledBack, self.config.folder_name.clone());
         self.scan_everything();
         Ok(())

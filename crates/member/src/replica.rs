@@ -17,6 +17,7 @@ use anabranch_net::message::{Envelope, Mark, Message};
 use anabranch_volume::fs::{Fs, Object};
 use anabranch_volume::watch::Hint;
 
+use crate::acknowledged::{Acknowledgements, Told};
 use crate::beside::Beside;
 use crate::config::{Config, FreshIds};
 use crate::events::{Event, EventKind};
@@ -159,8 +160,8 @@ pub(crate) struct Link {
     pub(crate) pushed: ChangeNumber,
     /// Our knowledge as last told to an upstream partner; a downstream partner's as it told us.
     pub(crate) told: Knowledge,
-    /// Serials of acknowledgements already told on this link.
-    pub(crate) told_serials: BTreeMap<String, u64>,
+    /// Acknowledgements already told on this link.
+    pub(crate) told_acknowledgements: Told,
     /// Downstream: content that it asked for and we did not hold.
     pub(crate) refused: BTreeSet<Uid>,
     /// Downstream: content that it was sent from the beginning.
@@ -285,6 +286,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) resolve_at: Option<Hlc>,
     pub(crate) counters: Counters,
     pub(crate) reported: BTreeSet<(EventKind, String)>,
+    /// What the members acknowledged.
+    pub(crate) acknowledged: Acknowledgements,
     /// Serial of our own acknowledgement when we started, and of the first one since.
     pub(crate) serial_at_start: u64,
     /// See [`Self::serial_at_start`].
@@ -556,6 +559,7 @@ where
             self.records.kv_mut().delete(Table::Meta, Meta::ABSENCE_DOUBTED)?;
             self.records.commit()?;
             self.absence_doubted = false;
+            self.compare_with_anybody()?;
         }
         if self.first_scan && !self.scanning {
             self.records.begin()?;

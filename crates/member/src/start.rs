@@ -22,6 +22,7 @@ use anabranch_net::message::Mark;
 use anabranch_volume::fs::{FileStamp, Fs, Kind, Stat};
 use anabranch_volume::layout;
 
+use crate::acknowledged::Acknowledgements;
 use crate::beside::Beside;
 use crate::config::{Config, FreshIds, RecoveryPolicy};
 use crate::events::EventKind;
@@ -142,6 +143,7 @@ where
             resolve_at: None,
             counters: Counters::default(),
             reported: BTreeSet::new(),
+            acknowledged: Acknowledgements::default(),
             serial_at_start: 0,
             first_serial: None,
             returning_request: None,
@@ -269,7 +271,8 @@ where
         let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         self.checkpoint = Hlc(checkpoint);
         self.undone = Undone::load(self.records.kv())?;
-        let own = tables::acknowledgements(self.records.kv())?.into_iter().find(|a| a.member == self.config.member);
+        self.acknowledged = Acknowledgements::load(self.records.kv())?;
+        let own = self.acknowledged.of(&self.config.member);
         self.serial_at_start = own.map_or(0, |own| own.serial);
         if trusted {
             self.advance_checkpoint()?;

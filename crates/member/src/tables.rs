@@ -59,6 +59,8 @@ impl Meta {
     pub(crate) const COMPARED: &'static [u8] = b"member.compared";
     /// Closed replica ids: versions of 24 bytes.
     pub(crate) const CLOSED: &'static [u8] = b"member.closed";
+    /// Prefix, then a partner's name: our highest number when it last confirmed that it knew all that we had told it.
+    pub(crate) const CONFIRMED: &'static [u8] = b"confirmed.";
     /// Own marks: prefix, then highest, 8 bytes big-endian.
     pub(crate) const MARKS: &'static [u8] = b"mark.";
 }

@@ -234,6 +234,17 @@ impl SimFs {
         disk.forget_processes(true);
     }
 
+    /// As [`Self::restore`], file by file, as a backup does: all that is there is another object than in the image.
+    pub fn restore_copied(&self, image: &Image) {
+        self.restore(image);
+        let mut disk = self.disk();
+        let now = disk.time();
+        let Disk { state, rng, .. } = &mut *disk;
+        for inode in state.inodes.iter_mut().flatten() {
+            (inode.generation, inode.birth) = (rng.bits(), now);
+        }
+    }
+
     /// The switch of this machine's power.
     #[must_use]
     pub fn power(&self) -> Power {

@@ -1,13 +1,13 @@
 //! What was found becomes versions and nodes (design, sections 4 and 5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anabranch_engine::kv::{Kv, Table};
 use anabranch_engine::{ChangeError, NewThing};
 use anabranch_model::{Attributes, Content, Knowledge, Name, Record, Timestamp, Uid, Version};
 use anabranch_volume::fs::{Fs, Kind, Stat};
 
-use super::{Batch, Modified, Parent};
+use super::{Batch, Found, Modified, Parent};
 use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Replica, Result};
 use crate::undone::known_with;
@@ -609,9 +609,16 @@ where
     /// made, moved or removed since the tree was compared is taken up once versions may be issued again: by a scan.
     pub(super) fn note_batch(&mut self, batch: Batch<F::Dir>) -> Result<()> {
         self.records.begin()?;
-        // What was found elsewhere keeps its node, and so does a directory with something in it that is not gone.
+        // What was found elsewhere keeps its node, and so does a directory with something in it that is not gone, and what is
+        // another object in its place: a copy of the tree, as a backup brings it back.
         let claimed = batch.claimed();
-        let absent = |n: &&Node| self.absence_doubted && !claimed.contains(&n.id);
+        let copied = |found: &Found<F::Dir>| {
+            let occupant = found.occupant.as_ref().filter(|n| n.kind == found.stat.kind && found.moved.is_none());
+            occupant.filter(|n| self.absence_doubted && !claimed.contains(&n.id)).map(|n| n.id)
+        };
+        let copied: BTreeMap<NodeId, &Found<F::Dir>> =
+            batch.found.iter().filter_map(|found| Some((copied(found)?, found))).collect();
+        let absent = |n: &&Node| self.absence_doubted && !claimed.contains(&n.id) && !copied.contains_key(&n.id);
         let mut gone: Vec<&Node> = batch.gone.values().filter(absent).collect();
         loop {
             let before = gone.len();
@@ -632,34 +639,54 @@ where
             gone = stay;
         }
         for modified in batch.modified.iter().filter(|m| !m.dropped) {
-            let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { continue };
-            let mut node = old.clone();
-            node.stamp = modified.stat.stamp;
-            match (&modified.content, &mut node.content) {
-                // A touch: the recorded time is put back.
-                (Some((value, _)), Some(content)) if content.value == *value => {
-                    if old.stamp.mtime != node.stamp.mtime {
-                        content.version = Version::default();
-                    }
-                }
-                (Some((value, provisional)), content) => {
-                    *content = Some(crate::adopt::candidate(value.clone(), *provisional));
-                }
-                (None, _) => {}
-            }
-            if let Some(attributes) = &modified.attributes
-                && node.attributes != *attributes
-            {
-                node.attributes = attributes.clone();
-                node.attributes_version = Version::default();
-            }
-            nodes::put(self.records.kv_mut(), Some(&old), &node)?;
-            if let Some(uid) = node.uid {
-                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            let (content, attributes) = (modified.content.as_ref(), modified.attributes.as_ref());
+            self.note_candidate(modified.node.id, &modified.stat, content, attributes)?;
+        }
+        for (id, found) in copied.into_iter().filter(|(_, found)| !found.dropped) {
+            self.note_candidate(id, &found.stat, found.content.as_ref(), Some(&found.attributes))?;
+            if found.stat.kind == Kind::Directory {
+                self.scan.at_last(id);
+                self.scanning = true;
             }
         }
         self.records.commit()?;
         self.work_at = Some(self.now);
+        Ok(())
+    }
+
+    /// In the transaction under way: what lies there is noted, and differs from what is recorded until it was compared.
+    fn note_candidate(
+        &mut self,
+        id: NodeId,
+        stat: &Stat,
+        content: Option<&(Content, bool)>,
+        attributes: Option<&Attributes>,
+    ) -> Result<()> {
+        let Some(old) = nodes::get(self.records.kv(), id)? else { return Ok(()) };
+        let mut node = old.clone();
+        (node.object, node.stamp) = (stat.object.clone(), stat.stamp);
+        match (content, &mut node.content) {
+            // A touch: the recorded time is put back.
+            (Some((value, _)), Some(content)) if content.value == *value => {
+                if old.stamp.mtime != node.stamp.mtime {
+                    content.version = Version::default();
+                }
+            }
+            (Some((value, provisional)), content) => {
+                *content = Some(crate::adopt::candidate(value.clone(), *provisional));
+            }
+            (None, _) => {}
+        }
+        if let Some(attributes) = attributes
+            && node.attributes != *attributes
+        {
+            node.attributes = attributes.clone();
+            node.attributes_version = Version::default();
+        }
+        nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+        if let Some(uid) = node.uid {
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+        }
         Ok(())
     }
 }

@@ -68,9 +68,8 @@ where
                 words.push(format!("{own}: has not taken in all that {name} knows"));
             }
         }
-        let acks = tables::acknowledgements(self.records.kv())?;
         for member in &self.config.members {
-            match acks.iter().find(|a| a.member == *member) {
+            match self.acknowledged.of(member) {
                 None => words.push(format!("{member}: has not acknowledged anything yet")),
                 Some(ack) if ack.held == *self.records.known() => {}
                 Some(ack) => {

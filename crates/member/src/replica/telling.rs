@@ -6,7 +6,6 @@ use anabranch_net::message::{Acknowledgement, Message};
 use anabranch_volume::fs::Fs;
 
 use super::{Link, Partner, Phase, Replica, Result};
-use crate::tables;
 
 impl<F: Fs + Sync, K: Kv> Replica<F, K>
 where
@@ -48,33 +47,30 @@ where
         if self.phase != Phase::Normal || !self.records.kv().range(Table::Todo, &[], None, 1)?.is_empty() {
             return Ok(());
         }
-        let mut known = tables::acknowledgements(self.records.kv())?;
-        let own = known.iter().find(|a| a.member == self.config.member);
-        let held = self.records.known().clone();
-        if own.is_none_or(|a| a.held != held || a.replica != self.records.replica()) {
+        let own = self.acknowledged.of(&self.config.member);
+        let (held, replica) = (self.records.known(), self.records.replica());
+        if own.is_none_or(|a| a.held != *held || a.replica != replica) {
             let serial = own.map_or(0, |a| a.serial + 1).max(self.now.0);
             self.first_serial.get_or_insert(serial);
-            let ack =
-                Acknowledgement { member: self.config.member.clone(), replica: self.records.replica(), serial, held };
+            let ack = Acknowledgement { member: self.config.member.clone(), replica, serial, held: held.clone() };
             self.records.begin()?;
-            tables::put_acknowledgement(self.records.kv_mut(), &ack)?;
-            known.retain(|a| a.member != ack.member);
-            known.push(ack);
-            self.collect(&known)?;
+            self.acknowledged.put(self.records.kv_mut(), ack)?;
+            self.collect()?;
             self.records.commit()?;
         }
-        self.tell_acknowledgements()
+        self.tell_acknowledgements();
+        Ok(())
     }
 
     /// Collects tombstones, in the transaction under way: what every member of the folder has acknowledged.
-    pub(crate) fn collect(&mut self, known: &[Acknowledgement]) -> Result<()> {
+    pub(crate) fn collect(&mut self) -> Result<()> {
         // A page that is on its way may speak of what is collected meanwhile.
         if self.links.values().any(|l| l.pulling) {
             return Ok(());
         }
         let mut all: Option<Knowledge> = None;
         for member in &self.config.members {
-            let Some(ack) = known.iter().find(|a| a.member == *member) else { return Ok(()) };
+            let Some(ack) = self.acknowledged.of(member) else { return Ok(()) };
             // What that member changed before it acknowledged may keep something that is dead here: it is heard first.
             if !self.records.known().includes(&ack.held) {
                 return Ok(());
@@ -91,21 +87,10 @@ where
     }
 
     /// Tells every partner what it has not been told of the members' acknowledgements.
-    pub(crate) fn tell_acknowledgements(&mut self) -> Result<()> {
-        if self.links.values().all(|l| l.peer.is_none()) {
-            return Ok(());
-        }
-        let known = tables::acknowledgements(self.records.kv())?;
+    pub(crate) fn tell_acknowledgements(&mut self) {
         let mut news = Vec::new();
-        for (id, link) in &mut self.links {
-            if link.peer.is_none() {
-                continue;
-            }
-            let members: Vec<_> =
-                known.iter().filter(|a| link.told_serials.get(&a.member) < Some(&a.serial)).cloned().collect();
-            for ack in &members {
-                link.told_serials.insert(ack.member.clone(), ack.serial);
-            }
+        for (id, link) in self.links.iter_mut().filter(|(_, l)| l.peer.is_some()) {
+            let members = self.acknowledged.news_for(&mut link.told_acknowledgements);
             if !members.is_empty() {
                 news.push((*id, members));
             }
@@ -113,7 +98,6 @@ where
         for (id, members) in news {
             self.send(id, Message::Acknowledged { members });
         }
-        Ok(())
     }
 
     /// A version counts unless it lies beyond the point at which its replica id was closed.

@@ -85,6 +85,8 @@ pub(crate) struct Couple {
     pub(crate) spoil: bool,
     /// Hints say in which directory something may have changed, and no more, as merged ones do.
     pub(crate) merged: bool,
+    /// Machine and file system of each.
+    pub(crate) places: [u8; 2],
     /// What they reported, and who.
     pub(crate) reports: Vec<(usize, Event)>,
 }
@@ -113,6 +115,7 @@ impl Couple {
             pieces: 0,
             spoil: false,
             merged: false,
+            places: [0, 1],
             reports: Vec::new(),
         };
         couple.open(0, limits);
@@ -121,6 +124,7 @@ impl Couple {
     }
 
     pub(crate) fn open(&mut self, at: usize, limits: Limits) {
+        let place = self.places[at];
         let member = &mut self.members[at];
         member.lives += 1;
         let config = Config {
@@ -133,7 +137,7 @@ impl Couple {
             names: anabranch_model::Names::Bytes,
             recovery: RecoveryPolicy::Auto,
             boot: vec![member.lives],
-            place: vec![u8::try_from(at).unwrap()],
+            place: vec![place],
             token: None,
             limits,
         };

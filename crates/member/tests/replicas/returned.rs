@@ -296,6 +296,100 @@ fn two_returns_to_one_image_issue_different_numbers_even_where_the_clock_is_behi
     assert!(issued[0].sequence.0.abs_diff(issued[1].sequence.0) > 1_000, "{issued:?}");
 }
 
+/// What a member does between its return and hearing of it has numbers below those of the life that it forgot, where the
+/// clock was ahead in that one. Nobody has seen it, whatever numbers of this member he knows.
+#[test]
+fn what_was_written_after_a_return_is_a_conflict_with_what_was_written_before_it_by_a_clock_ahead() {
+    const AHEAD: u64 = 3_600_000_000;
+    let limits = Limits { ahead: 2 * AHEAD, ..Limits::default() };
+    for restarts in 1..3 {
+        let mut couple = Couple::new(limits, DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
+        couple.connect();
+        connect_back(&mut couple);
+        settle(&mut couple);
+        let first = couple.members[0].fs.clone();
+        let (disk, database, taken) = (first.image(), couple.members[0].database.committed(), couple.now);
+        couple.now += AHEAD;
+        couple.tell_time();
+        first.write(b"f", b"in the life that is forgotten").unwrap();
+        settle(&mut couple);
+        disconnect(&mut couple);
+        couple.now = taken + 1_000_000;
+        couple.tell_time();
+        couple.members[0].replica = None;
+        first.restore(&disk);
+        couple.members[0].database = database;
+        for life in 0..restarts {
+            couple.members[0].replica = None;
+            couple.restart_at(0, limits);
+            disconnect(&mut couple);
+            first.write(b"f", format!("after the return, life {life}").as_bytes()).unwrap();
+            first.write(format!("of life {life}").as_bytes(), b"new").unwrap();
+            couple.hear();
+            while couple.step() {}
+        }
+        connect_anew(&mut couple);
+        for member in &couple.members {
+            assert_eq!(member.fs.read(b"f").unwrap().bytes(), b"in the life that is forgotten");
+            assert_eq!(member.fs.names(b"").unwrap().len(), 1 + restarts, "{restarts}");
+        }
+        let kept = couple.members[0].replica.as_ref().unwrap().preserved(0, 9).unwrap();
+        assert!(kept.iter().any(|item| item.path == b"f" && item.reason.unseen()), "{restarts}: {kept:?}");
+    }
+}
+
+/// Database and tree come from a backup, file by file: every file is another object than the database says.
+#[test]
+fn what_a_backup_brought_back_is_compared_by_its_names() {
+    for place_changed in [false, true] {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+            ["d", "d/e", "went", "moved"].iter().for_each(|path| fs.mkdir(path.as_bytes()).unwrap());
+            for path in ["a", "b", "c", "d/e/f", "went/f", "moved/f", "renamed", "edited"] {
+                fs.write(path.as_bytes(), b"old").unwrap();
+            }
+            fs.symlink(b"link", b"to").unwrap();
+        });
+        couple.connect();
+        connect_back(&mut couple);
+        settle(&mut couple);
+        let [first, second] = [0, 1].map(|at: usize| couple.members[at].fs.clone());
+        let (disk, database) = (first.image(), couple.members[0].database.committed());
+        first.write(b"a", b"newer, of this member").unwrap();
+        second.write(b"b", b"newer, of the other member").unwrap();
+        second.write(b"d/e/f", b"newer, deep").unwrap();
+        first.remove(b"c").unwrap();
+        second.remove_tree(b"went").unwrap();
+        first.rename(b"moved", b"d/moved").unwrap();
+        second.rename(b"renamed", b"to another name").unwrap();
+        couple.hear();
+        settle(&mut couple);
+        disconnect(&mut couple);
+        couple.members[0].replica = None;
+        first.restore_copied(&disk);
+        couple.members[0].database = database;
+        couple.places[0] += u8::from(place_changed) * 2;
+        couple.restart_at(0, Limits::default());
+        connect_anew(&mut couple);
+        let there = [&b"a"[..], b"b", b"d", b"edited", b"link", b"to another name"];
+        for member in &couple.members {
+            assert_eq!(member.fs.names(b"").unwrap(), there, "place changed: {place_changed}");
+            assert_eq!(member.fs.names(b"d").unwrap(), [&b"e"[..], b"moved"]);
+            for (path, content) in [
+                ("a", "newer, of this member"),
+                ("b", "newer, of the other member"),
+                ("d/e/f", "newer, deep"),
+                ("d/moved/f", "old"),
+                ("to another name", "old"),
+                ("edited", "old"),
+            ] {
+                assert_eq!(member.fs.read(path.as_bytes()).unwrap().bytes(), content.as_bytes(), "{path}");
+            }
+        }
+        let kept = couple.members[1].replica.as_ref().unwrap().preserved(0, 99).unwrap();
+        assert!(!kept.iter().any(|item| item.reason.unseen()), "{kept:?}");
+    }
+}
+
 /// All that is due for so many seconds. Nobody is asked which records he has.
 fn run_without_comparison(couple: &mut Couple, seconds: u64) {
     let until = couple.now + seconds * 1_000_000;
