@@ -237,8 +237,12 @@ where
         } else {
             self.note_batch(batch)?;
         }
-        if self.suspect && !self.scanning {
+        if self.suspect && !self.scanning && self.comparison_owed() {
+            self.compared_at.get_or_insert(self.now);
+        }
+        if self.suspect && !self.comparison_owed() {
             self.suspect = false;
+            self.compared_at = None;
             // Not before: who dies in the middle of it begins anew.
             self.records.begin()?;
             self.records.kv_mut().put(Table::Meta, Meta::BOOT, &self.config.boot)?;
@@ -261,9 +265,13 @@ where
 
     /// Is it empty, or has it runs of zeros, or does it come from the future?
     fn is_torn(&mut self, modified: &Modified) -> Result<bool> {
-        let seconds = i64::try_from(self.now.0 / 1_000_000).unwrap_or(i64::MAX);
+        let seconds = |at: Hlc| i64::try_from(at.0 / 1_000_000).unwrap_or(i64::MAX);
+        let written = modified.stat.stamp.mtime.seconds;
+        if self.compared_at.is_some_and(|at| (seconds(at)..=seconds(self.now)).contains(&written)) {
+            return Ok(false);
+        }
         Ok(modified.stat.stamp.size == 0
-            || modified.stat.stamp.mtime.seconds > seconds + 60
+            || written > seconds(self.now) + 60
             || match self.open_node(modified.node.parent)? {
                 Ok(Some(dir)) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
                 Ok(None) => false,
@@ -483,6 +491,10 @@ where
     }
 
     fn cannot_read(&mut self, parent: NodeId, name: &[u8], error: &io::Error) -> Result<()> {
+        if self.suspect && !name.is_empty() {
+            // It is read when it can be, though everything else may have been compared by then.
+            self.closed.insert((parent, name.to_vec()));
+        }
         let path = String::from_utf8_lossy(&self.node_path(parent, name)?).into_owned();
         self.report_once(EventKind::CannotRead, format!("{path}: {error}"));
         self.again_later(parent, name);

@@ -328,8 +328,10 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) covered: BTreeSet<(NodeId, Vec<u8>)>,
     /// See [`Self::covered`].
     pub(crate) covered_at: Option<Hlc>,
-    /// The first comparison after a power cut: what looks torn is no edit.
+    /// The first comparison after a power cut, until each directory could be read: what looks torn is no edit.
     pub(crate) suspect: bool,
+    /// When all that could be read was compared; some directories could not. What was written since is a user's doing.
+    pub(crate) compared_at: Option<Hlc>,
     /// Files that a sync failed for since the start, before what is in them was recorded.
     pub(crate) unsynced: BTreeSet<Object>,
     /// The durability checkpoint: after a power cut, what was changed since is read again whatever its stamp says.

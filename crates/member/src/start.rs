@@ -167,6 +167,7 @@ where
             covered: BTreeSet::new(),
             covered_at: None,
             suspect: false,
+            compared_at: None,
             unsynced: BTreeSet::new(),
             checkpoint: Hlc(0),
             hold_until: None,

@@ -248,7 +248,9 @@ where
             self.observe_at = Some(self.now);
         }
         let old = (node.parent, node.name.clone());
-        if self.closed.remove(&old) {
+        // It may come from a directory in which nothing could be compared since a power cut.
+        let doubted = self.compared_at.is_some() && node.kind == Kind::File;
+        if self.closed.remove(&old) || doubted {
             self.closed.insert((to.0, to.1.to_vec()));
             self.local_change(to.0, to.1);
         }

@@ -170,8 +170,10 @@ where
     /// stamp is the same then. So what changed just now is hashed again.
     fn is_what_was_hashed(&self, file: &F::File, stat: &Stat, node: &Node) -> io::Result<bool> {
         let Some(OnDisk { value: Content::File { hash, .. }, .. }) = &node.content else { return Ok(true) };
+        // After a power cut any bytes may lie under the old stamp in a directory that could not be read so far.
+        let doubted = self.suspect && written_since(stat, self.checkpoint);
         let heard_of = !written_since(stat, Hlc(self.now.0.saturating_sub(HEARD)));
-        if heard_of || *hash == [0; 32] || stat.stamp.size > TICK_BYTES {
+        if *hash == [0; 32] || !doubted && (heard_of || stat.stamp.size > TICK_BYTES) {
             return Ok(true);
         }
         Ok(read_hash(&self.fs, file, stat.stamp.size)?.is_some_and(|found| found == *hash))

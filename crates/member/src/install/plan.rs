@@ -152,7 +152,9 @@ where
     /// the time not. Until all is compared nothing of it is taken out: it would be preserved as what it is not.
     fn is_doubted(&self, node: Option<&Node>, stat: &Stat) -> bool {
         let known = node.and_then(|node| node.content.as_ref()).is_some_and(|content| content.bytes.is_some());
-        let comparing = self.suspect && self.phase == Phase::Normal && stat.kind == Kind::File;
+        // Later only what lies where nothing could be read is in doubt: each file is then read before it is taken out.
+        let comparing = self.suspect && self.compared_at.is_none();
+        let comparing = comparing && self.phase == Phase::Normal && stat.kind == Kind::File;
         comparing && known && written_since(stat, self.checkpoint)
     }
 

@@ -5,7 +5,7 @@ use crate::couple::{Couple, expect_known, settle};
 use anabranch_member::Limits;
 use anabranch_model::Uid;
 use anabranch_volume::fs::Fs;
-use anabranch_volume::simulated::{DiskConfig, SimFs, Tree, TreeEntry};
+use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs, Tree, TreeEntry};
 
 const NAME: &[u8] = b"notes";
 
@@ -55,6 +55,44 @@ fn what_was_written_lately_is_read_again_whatever_its_stamp_says() {
         }
     }
     assert!(silent.iter().all(|&count| count > 0), "no power cut left new bytes under an old stamp: {silent:?}");
+}
+
+/// The directory in which that was written cannot be read at first. Perhaps the other one's user writes the file meanwhile.
+#[test]
+fn what_cannot_be_read_after_a_power_cut_stays_in_doubt() {
+    for (call, written) in [(Call::List, false), (Call::Stat, false), (Call::List, true)] {
+        let mut silent = 0;
+        for seed in 0..100 {
+            let mut couple = start();
+            if !cut(&mut couple, seed, false) {
+                continue;
+            }
+            silent += 1;
+            // Later than what was written just before a look, which is hashed again in any case.
+            couple.now += 60_000_000;
+            couple.tell_time();
+            couple.restart(Limits::default());
+            couple.members[1].fs.faults(|f| f.set(call, Fault::Io, 1_000_000));
+            let until = couple.now + 10_000_000;
+            let left = couple.members[1].fs.read(NAME).unwrap();
+            let theirs = b"what the other one's user wrote meanwhile";
+            if written {
+                couple.members[0].fs.write(NAME, theirs).unwrap();
+            }
+            while couple.now < until {
+                couple.hear();
+                assert!(couple.step(), "power cut {seed}: nobody tries again");
+            }
+            couple.members[1].fs.faults(Faults::clear);
+            settle(&mut couple);
+            let when = format!("power cut {seed}, failing: {call:?}, written: {written}");
+            expect_known(&couple, &when);
+            let kept = couple.members[1].replica.as_ref().unwrap().preserved(0, 100).unwrap();
+            let shown = couple.members[1].fs.tree().values().any(|e| e.content.as_ref() == Some(&left));
+            assert!(shown || kept.iter().any(|item| item.reason.unseen()), "{when}: preserved as seen: {kept:?}");
+        }
+        assert!(silent > 0, "no power cut left new bytes under an old stamp");
+    }
 }
 
 /// The second one's user notes something about a directory while the service is down; then its power is cut.
