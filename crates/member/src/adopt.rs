@@ -226,11 +226,19 @@ where
 
     /// After a pass of a partner, while returning: asks it for every record that it should know, once the tree was looked at.
     pub(crate) fn compare_records(&mut self, id: LinkId) -> Result<()> {
-        // Where the tree is a copy, only a first look tells what of it is what.
-        if self.returning_request.is_some() || self.absence_doubted {
+        if self.returning_request.is_some() || self.has_yet_to_look() {
             return Ok(());
         }
         self.ask_presence(id, None)
+    }
+
+    /// Where the tree is a copy, only a first look tells what of it is what. What cannot be read is not waited for.
+    fn has_yet_to_look(&mut self) -> bool {
+        let looks = self.absence_doubted && self.scanning;
+        if looks {
+            self.returning_at = Some(Hlc(self.now.0 + self.config.limits.retry));
+        }
+        looks
     }
 
     fn ask_presence(&mut self, id: LinkId, after: Option<Uid>) -> Result<()> {
@@ -312,7 +320,7 @@ where
 
     /// Goes on with the comparison of a member that was put back, with whoever is there.
     pub(crate) fn compare_with_anybody(&mut self) -> Result<()> {
-        if self.phase != Phase::Returning || self.returning_request.is_some() || self.absence_doubted {
+        if self.phase != Phase::Returning || self.returning_request.is_some() || self.has_yet_to_look() {
             return Ok(());
         }
         let first = self.comparable().next();

@@ -556,7 +556,7 @@ where
         if self.purge_due {
             self.purge()?;
         }
-        if self.absence_doubted && !self.scanning {
+        if self.absence_doubted && !self.comparison_owed() {
             self.records.begin()?;
             self.records.kv_mut().delete(Table::Meta, Meta::ABSENCE_DOUBTED)?;
             self.records.commit()?;

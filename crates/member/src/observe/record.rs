@@ -606,7 +606,7 @@ where
     }
 
     /// While no versions may be issued: what differs is noted as a candidate, and partners' state is put back. What somebody
-    /// made, moved or removed since the tree was compared is taken up once versions may be issued again: by a scan.
+    /// made, changed, moved or removed since the tree was compared is taken up once versions may be issued again: by a scan.
     pub(super) fn note_batch(&mut self, batch: Batch<F::Dir>) -> Result<()> {
         self.records.begin()?;
         // What was found elsewhere keeps its node, and so does a directory with something in it that is not gone, and what is
@@ -639,7 +639,15 @@ where
             gone = stay;
         }
         for modified in batch.modified.iter().filter(|m| !m.dropped) {
+            let Some(old) = nodes::get(self.records.kv(), modified.node.id)? else { continue };
             let (content, attributes) = (modified.content.as_ref(), modified.attributes.as_ref());
+            let changed = !old.is_dir() && old.stamp.mtime != modified.stat.stamp.mtime
+                || content.is_some_and(|(value, _)| old.content.as_ref().is_none_or(|c| c.value != *value))
+                || attributes.is_some_and(|attributes| *attributes != old.attributes);
+            if changed && !self.absence_doubted && old.stamp != modified.stat.stamp {
+                // Whoever changed it saw what was there. By its stamp it is found again.
+                continue;
+            }
             self.note_candidate(modified.node.id, &modified.stat, content, attributes)?;
         }
         for (id, found) in copied.into_iter().filter(|(_, found)| !found.dropped) {

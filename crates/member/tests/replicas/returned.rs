@@ -413,13 +413,15 @@ fn connect_without_comparison(couple: &mut Couple) {
 }
 
 /// While a member that was put back waits for somebody with whom to compare its records it issues no versions. What is removed
-/// there meanwhile was removed by somebody who saw it.
+/// or changed there meanwhile was removed or changed by somebody who saw it.
 #[test]
-fn what_is_removed_before_the_records_were_compared_is_removed_everywhere_afterwards() {
+fn what_is_done_before_the_records_were_compared_is_done_everywhere_afterwards() {
     for restarted in [false, true] {
         let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
             fs.mkdir(b"d").unwrap();
-            ["d/f", "d/g", "g", "h"].iter().for_each(|path| fs.write(path.as_bytes(), path.as_bytes()).unwrap());
+            ["d/f", "d/g", "g", "h", "mode", "text"]
+                .iter()
+                .for_each(|path| fs.write(path.as_bytes(), path.as_bytes()).unwrap());
         });
         couple.connect();
         connect_back(&mut couple);
@@ -439,7 +441,10 @@ fn what_is_removed_before_the_records_were_compared_is_removed_everywhere_afterw
         first.remove_tree(b"d").unwrap();
         ["g", "h"].iter().for_each(|path| first.remove(path.as_bytes()).unwrap());
         first.write(b"h", b"under its name").unwrap();
+        first.write(b"text", b"written in place").unwrap();
+        first.chmod(b"mode", 0o600).unwrap();
         run_without_comparison(&mut couple, 5);
+        assert_eq!(first.read(b"text").unwrap().bytes(), b"written in place", "restarted: {restarted}");
         if restarted {
             couple.members[0].replica = None;
             couple.restart_at(0, Limits::default());
@@ -449,8 +454,13 @@ fn what_is_removed_before_the_records_were_compared_is_removed_everywhere_afterw
         connect_anew(&mut couple);
         assert_eq!(phase(&couple), Phase::Normal);
         for member in &couple.members {
-            assert_eq!(member.fs.names(b"").unwrap(), [&b"h"[..], b"later"], "restarted: {restarted}");
+            let names = member.fs.names(b"").unwrap();
+            assert_eq!(names, [&b"h"[..], b"later", b"mode", b"text"], "restarted: {restarted}");
             assert_eq!(member.fs.read(b"h").unwrap().bytes(), b"under its name");
+            assert_eq!(member.fs.read(b"text").unwrap().bytes(), b"written in place");
+            assert_eq!(member.fs.tree()[&b"mode"[..]].attributes.mode, 0o600);
+            let kept = member.replica.as_ref().unwrap().preserved(0, 100).unwrap();
+            assert!(kept.iter().all(|item| !item.reason.unseen()), "restarted: {restarted}, {kept:?}");
         }
     }
 }
