@@ -114,6 +114,10 @@ pub(crate) struct Oracle {
     name_memory: u64,
     /// Files that each member's users moved, and that it has not looked at since.
     unnoticed: BTreeMap<usize, BTreeSet<usize>>,
+    /// Files that each member's users made, and that it has not looked at since.
+    unseen: BTreeMap<usize, BTreeSet<usize>>,
+    /// Members that were put back to an image and have not looked since: what is missing then was perhaps removed by nobody.
+    returned: BTreeSet<usize>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -165,6 +169,13 @@ impl Oracle {
         (left.when + self.name_memory > now).then_some(left.file)
     }
 
+    /// Has a member looked at a file since its users made or moved it, and since it was put back itself? Else it need not know that
+    /// the file has its name.
+    fn knows(&self, member: usize, file: usize) -> bool {
+        let lists = [&self.unnoticed, &self.unseen].map(|lists| lists.get(&member));
+        !self.returned.contains(&member) && !lists.into_iter().flatten().any(|list| list.contains(&file))
+    }
+
     /// The file that somebody writes into here, or removed from this name a short while ago.
     fn goes_on(&mut self, member: usize, path: &[u8], now: u64) -> Option<usize> {
         let left = self.ended_last.remove(&(member, path.to_vec()))?;
@@ -184,6 +195,7 @@ impl Oracle {
                 let goes_on = self.goes_on(member, &path, now).or_else(|| self.vacated(member, &path, now));
                 let file = goes_on.unwrap_or_else(|| {
                     self.files.push(File::default());
+                    self.unseen.entry(member).or_default().insert(self.files.len() - 1);
                     self.files.len() - 1
                 });
                 let fate = self.fates.entry(content).or_default();
@@ -235,6 +247,9 @@ impl Oracle {
     /// A user gave what holds this another path: `itself`, or a directory that it is in.
     pub(crate) fn moved(&mut self, member: usize, now: u64, content: Thing, path: Vec<u8>, itself: bool) {
         let vacated = self.vacated(member, &path, now);
+        let before = self.ended_last.get(&(member, path.clone()));
+        let before = before.filter(|left| left.when == now).map(|left| left.file);
+        let unknown = before.is_some_and(|file| !self.knows(member, file));
         let fate = self.fates.entry(content).or_default();
         fate.movers.insert(member);
         if itself {
@@ -242,9 +257,12 @@ impl Oracle {
             if let Some(file) = fate.file {
                 self.vacated.insert((member, fate.path.clone()), Left { file, when: now, rewritten: false });
             }
-            // What takes a name goes on with the file that had it until then.
-            let before = self.ended_last.get(&(member, path.clone()));
-            let before = before.filter(|left| left.when == now).map(|left| left.file);
+            // What takes a name goes on with the file that had it until then. Where the member may not know that one, this file
+            // may be what has another path now.
+            if let Some(own) = fate.file.filter(|_| unknown) {
+                self.files[own].movers.insert(member, u64::MAX);
+                self.unnoticed.entry(member).or_default().insert(own);
+            }
             fate.file = before.or(vacated).or(fate.file);
             if let Some(file) = fate.file {
                 self.files[file].movers.insert(member, u64::MAX);
@@ -254,13 +272,16 @@ impl Oracle {
         fate.path = path;
     }
 
-    /// Did its users move anything that this member has not looked at since?
+    /// Is there anything that this member has not looked at since its users made or moved it, or it was put back?
     pub(crate) fn unnoticed(&self, member: usize) -> bool {
-        self.unnoticed.contains_key(&member)
+        let lists = [&self.unnoticed, &self.unseen];
+        lists.into_iter().any(|list| list.contains_key(&member)) || self.returned.contains(&member)
     }
 
     /// A member has looked at everything. No clock ever showed more than `latest`, so nothing that it recorded is later.
     pub(crate) fn noticed(&mut self, member: usize, latest: u64) {
+        self.unseen.remove(&member);
+        self.returned.remove(&member);
         for file in self.unnoticed.remove(&member).unwrap_or_default() {
             self.files[file].movers.insert(member, latest);
         }
@@ -311,7 +332,7 @@ impl Oracle {
     /// is in another tree.
     pub(crate) fn rolled_back(
         &mut self,
-        member: &str,
+        (number, member): (usize, &str),
         now: u64,
         there: &BTreeSet<Thing>,
         gone: &[Thing],
@@ -319,6 +340,7 @@ impl Oracle {
     ) {
         self.disturbed = Some(now);
         self.put_back.insert(member.to_owned());
+        self.returned.insert(number);
         for content in there {
             self.fates.entry(content.clone()).or_default().made = true;
         }
@@ -666,17 +688,20 @@ mod tests {
         looked.into_iter().for_each(|latest| oracle.noticed(0, latest));
         let ended = Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false };
         oracle.deed(1, (50, 50), ended, &|_| true);
-        let member = AtRest {
+        let mut out = Vec::new();
+        oracle.resurrected(&[at_rest(&fs)], &mut out);
+        out.len()
+    }
+
+    fn at_rest(fs: &SimFs) -> AtRest {
+        AtRest {
             name: "hq0".into(),
             tree: fs.tree(),
             private: Tree::default(),
             kept: Vec::new(),
             versions: Vec::new(),
             records: Vec::new(),
-        };
-        let mut out = Vec::new();
-        oracle.resurrected(&[member], &mut out);
-        out.len()
+        }
     }
 
     #[test]
@@ -700,6 +725,50 @@ mod tests {
     fn what_takes_a_name_soon_goes_on_with_the_file_that_left_it() {
         assert_eq!(held_against(15_000_000, Some(60)), 0);
         assert_eq!(held_against(5, Some(60)), 1);
+    }
+
+    /// One user moves a file, which somebody else writes and removes meanwhile, over another one; his member has looked at that
+    /// one or not, and was put back since or not. How often it is held against the program that the file is there with what
+    /// the other one wrote.
+    fn moved_over(looked: bool, returned: bool) -> usize {
+        let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+        let write = |bytes: &[u8]| {
+            assert!(fs.write(b"sent", bytes).is_ok());
+            fs.tree().remove(&b"sent"[..]).and_then(|entry| entry.content)
+        };
+        let (Some(other), Some(old), Some(new)) = (write(b"other"), write(b"old"), write(b"new")) else {
+            return usize::MAX;
+        };
+        let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+        let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
+            path: path.to_vec(),
+            content: content.clone(),
+            rewritten,
+        };
+        let mut oracle = Oracle::new(0);
+        oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
+        oracle.deed(1, (15, 15), ended(b"letter", &old, true), &|_| true);
+        oracle.deed(1, (15, 15), finished(b"letter", &new), &|_| true);
+        oracle.deed(0, (20, 20), finished(b"sent", &other), &|_| true);
+        if looked {
+            oracle.noticed(0, 20);
+        }
+        if returned {
+            oracle.rolled_back((0, "hq0"), 5, &BTreeSet::new(), &[], &|_| true);
+        }
+        oracle.deed(0, (30, 30), ended(b"sent", &other, false), &|_| true);
+        oracle.moved(0, 30, old, b"sent".to_vec(), true);
+        oracle.deed(1, (40, 40), ended(b"letter", &new, false), &|_| true);
+        let mut out = Vec::new();
+        oracle.resurrected(&[at_rest(&fs)], &mut out);
+        out.len()
+    }
+
+    #[test]
+    fn what_is_moved_over_something_nobody_has_seen_has_another_path() {
+        assert_eq!(moved_over(false, false), 0);
+        assert_eq!(moved_over(true, false), 1, "the other one goes on, with what was moved onto it");
+        assert_eq!(moved_over(true, true), 0, "the other one is perhaps not what the image has there");
     }
 
     #[test]

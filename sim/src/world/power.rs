@@ -189,7 +189,7 @@ impl World<'_> {
         self.say(|| format!("member {number} goes back to its image: {} contents fewer", gone.len()));
         let others = self.disks_but(number);
         let name = self.members[number].name.clone();
-        self.oracle.rolled_back(&name, self.now, &after, &gone, &|content| in_any_tree(&others, content));
+        self.oracle.rolled_back((number, &name), self.now, &after, &gone, &|content| in_any_tree(&others, content));
         self.oracle.left_places(there_no_more.into_iter().map(|(_, content)| content));
         self.look_at(number);
         self.back_later(number);
