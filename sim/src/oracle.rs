@@ -272,6 +272,16 @@ impl Oracle {
         fate.path = path;
     }
 
+    /// A user made two files change places: each name goes on with the file that it had, which holds this now.
+    pub(crate) fn swapped(&mut self, [(one, here), (other, there)]: [(Thing, Vec<u8>); 2]) {
+        let file = |oracle: &Self, content| oracle.fates.get(content).and_then(|fate: &Fate| fate.file);
+        let files = [file(self, &other), file(self, &one)];
+        for ((content, path), file) in [(one, here), (other, there)].into_iter().zip(files) {
+            let fate = self.fates.entry(content).or_default();
+            (fate.file, fate.path) = (file.or(fate.file), path);
+        }
+    }
+
     /// Is there anything that this member has not looked at since its users made or moved it, or it was put back?
     pub(crate) fn unnoticed(&self, member: usize) -> bool {
         let lists = [&self.unnoticed, &self.unseen];
@@ -769,6 +779,32 @@ mod tests {
         assert_eq!(moved_over(false, false), 0);
         assert_eq!(moved_over(true, false), 1, "the other one goes on, with what was moved onto it");
         assert_eq!(moved_over(true, true), 0, "the other one is perhaps not what the image has there");
+    }
+
+    #[test]
+    fn each_name_goes_on_with_its_file_where_two_change_places() {
+        let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+        let write = |bytes: &[u8]| {
+            assert!(fs.write(b"sent", bytes).is_ok());
+            fs.tree().remove(&b"sent"[..]).and_then(|entry| entry.content)
+        };
+        let (Some(old), Some(new)) = (write(b"old"), write(b"new")) else { panic!("two contents") };
+        let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+        for swapped in [false, true] {
+            let mut oracle = Oracle::new(0);
+            oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
+            oracle.deed(1, (20, 20), finished(b"draft", &new), &|_| true);
+            if swapped {
+                oracle.swapped([(new.clone(), b"letter".to_vec()), (old.clone(), b"draft".to_vec())]);
+            }
+            let ended = Deed::Ended { path: b"letter".to_vec(), content: new.clone(), rewritten: false };
+            oracle.deed(1, (30, 30), ended, &|_| true);
+            // The other one has the file with what it held first, and moves it.
+            oracle.files[0].movers.insert(0, u64::MAX);
+            let mut out = Vec::new();
+            oracle.resurrected(&[at_rest(&fs)], &mut out);
+            assert_eq!(out.len(), usize::from(!swapped));
+        }
     }
 
     #[test]

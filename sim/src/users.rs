@@ -103,6 +103,8 @@ pub(crate) struct Crowd {
     handled: Vec<Thing>,
     /// Contents that somebody here gave another path, and which; whether he moved the thing itself, or a directory.
     moved: Vec<(Thing, Path, bool)>,
+    /// Files that somebody here made change places: what each name holds now, and the name.
+    swapped: Vec<[(Thing, Path); 2]>,
     log: Vec<String>,
     pub(crate) prints: bool,
     kinds: [u64; KINDS.len()],
@@ -191,6 +193,7 @@ impl Crowd {
             retired: false,
             handled: Vec::new(),
             moved: Vec::new(),
+            swapped: Vec::new(),
             log: Vec::new(),
             prints: false,
             kinds: [0; KINDS.len()],
@@ -210,6 +213,11 @@ impl Crowd {
     /// Contents that somebody here gave another path since this was last asked, and which.
     pub(crate) fn take_moved(&mut self) -> Vec<(Thing, Path, bool)> {
         std::mem::take(&mut self.moved)
+    }
+
+    /// Files that somebody here made change places since this was last asked: what each name holds now, and the name.
+    pub(crate) fn take_swapped(&mut self) -> Vec<[(Thing, Path); 2]> {
+        std::mem::take(&mut self.swapped)
     }
 
     /// Lines for the printed history.
@@ -451,8 +459,12 @@ impl Crowd {
         let places = match op {
             Op::Rename(_, to) => vec![to],
             Op::Swap(one, other) => {
-                let file = |path: &Path| tree.get(path).is_some_and(|entry| entry.content.is_some());
-                if file(one) && file(other) { Vec::new() } else { vec![one, other] }
+                let file = |path: &Path| Some((tree.get(path)?.content.clone()?, path.clone()));
+                if let (Some(one), Some(other)) = (file(one), file(other)) {
+                    self.swapped.push([one, other]);
+                    return;
+                }
+                vec![one, other]
             }
             _ => return,
         };

@@ -537,9 +537,9 @@ impl<'a> World<'a> {
     /// Tells the oracle what people did, and plans the next steps of their programs.
     pub(crate) fn after_users(&mut self, number: usize) {
         let member = &self.members[number];
-        let (lines, handled, moved, next) = {
+        let (lines, handled, moved, swapped, next) = {
             let mut crowd = member.crowd();
-            (crowd.take_log(), crowd.take_handled(), crowd.take_moved(), crowd.next())
+            (crowd.take_log(), crowd.take_handled(), crowd.take_moved(), crowd.take_swapped(), crowd.next())
         };
         let clock = member.clock_at(self.now);
         let deeds = member.fs.take_deeds();
@@ -558,6 +558,9 @@ impl<'a> World<'a> {
                 }
                 self.oracle.deed(number, (self.now, clock), deed, &|content| on_any(&others, content));
             }
+        }
+        for files in swapped {
+            self.oracle.swapped(files);
         }
         for (content, path, itself) in moved {
             self.oracle.moved(number, self.now, content, path, itself);
