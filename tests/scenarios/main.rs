@@ -14,4 +14,5 @@ mod kills;
 mod one_writer;
 mod ordinary_user;
 mod power_cuts;
+mod restored;
 mod resume;

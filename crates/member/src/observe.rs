@@ -90,6 +90,8 @@ struct Batch<D> {
     gone: BTreeMap<NodeId, Node>,
     /// Those of them that lie in a directory that was preserved whole, or are one: no user need have deleted them.
     put_back: BTreeSet<NodeId>,
+    /// Nodes that have another object now, see [`Replica::is_copy`].
+    copies: Vec<Node>,
     /// UIDs of what was recorded as new.
     made: BTreeSet<Uid>,
     /// It is part of a comparison of everything.
@@ -198,6 +200,7 @@ where
             modified: Vec::new(),
             gone: BTreeMap::new(),
             put_back: BTreeSet::new(),
+            copies: Vec::new(),
             made: BTreeSet::new(),
             scanning: self.comparison_owed(),
             last_parent: None,
@@ -228,6 +231,7 @@ where
         self.enter_found(&mut batch, &mut seen)?;
         self.match_objects(&mut batch, &mut seen)?;
         self.looked_for.clear();
+        self.take_copies(&mut batch)?;
         self.read_batch(&mut batch)?;
         if self.suspect || !self.unsynced.is_empty() {
             self.doubt(&mut batch)?;
@@ -514,6 +518,37 @@ where
             && self.fs.has_attributes(dir, &node.name, stat, &node.attributes).is_ok_and(|has| !has)
     }
 
+    /// Is what is there a copy of what the database has there, which is nowhere any more? So it is where a backup brought a
+    /// tree back file by file: nobody did anything to it.
+    fn is_copy(&self, node: &Node, stat: &Stat, scanning: bool) -> Result<bool> {
+        let same = node.stamp.mtime == stat.stamp.mtime && (node.is_dir() || node.stamp.size == stat.stamp.size);
+        // What is made and removed in a directory moves its time. Whoever made it anew while we were away put something into it,
+        // or it is nothing to keep.
+        let continued = scanning && node.is_dir();
+        let alike = node.kind == stat.kind && node.object != stat.object && (same || continued);
+        Ok(alike
+            && nodes::by_object(self.records.kv(), &stat.object)?.is_empty()
+            && matches!(self.fs.locate(&node.object), Ok(None)))
+    }
+
+    /// Notes the objects of copies.
+    fn take_copies(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
+        if batch.copies.is_empty() {
+            return Ok(());
+        }
+        self.records.begin()?;
+        for copy in std::mem::take(&mut batch.copies) {
+            let Some(old) = nodes::get(self.records.kv(), copy.id)? else { continue };
+            nodes::put(self.records.kv_mut(), Some(&old), &Node { object: copy.object, ..old.clone() })?;
+            if copy.kind == Kind::Directory {
+                // What lies in it could not be looked at as what it is.
+                self.scan.at_last(copy.id);
+                self.scanning |= batch.scanning;
+            }
+        }
+        Ok(self.records.commit()?)
+    }
+
     /// One entry, as it is and as the database has it. `hidden`: it differs though its stamp does not.
     fn compare_with(
         &mut self,
@@ -547,6 +582,14 @@ where
             }
             return Ok(());
         }
+        let node = match node {
+            Some(node) if self.is_copy(&node, &stat, batch.scanning)? => {
+                let copy = Node { object: stat.object.clone(), ..node };
+                batch.copies.push(copy.clone());
+                Some(copy)
+            }
+            other => other,
+        };
         if let Some(node) = &node
             && node.object == stat.object
             && node.kind == stat.kind
