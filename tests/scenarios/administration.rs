@@ -20,6 +20,8 @@ use serde_json::Value;
 
 /// The folder's root is gone, or another one.
 const EVENT_ROOT: u64 = 2004;
+/// Something from a partner cannot be put in place.
+const EVENT_CANNOT_INSTALL: u64 = 4304;
 /// Initial sync is complete.
 const EVENT_INITIAL_SYNC: u64 = 4104;
 /// An object of the domain is invalid.
@@ -314,4 +316,60 @@ fn another_user_is_told_that_he_may_not_look() -> Result<()> {
     said.refused(3, &["this user may not open", "socket", "root"])?;
     ensure!(!said.err.contains("`anabranch serve`"), "{said}");
     Ok(())
+}
+
+/// Not even the newline in a name ends a line of a listing, and nothing in it reaches the terminal as it is.
+#[test]
+fn names_with_control_characters_are_shown_and_not_obeyed() -> Result<()> {
+    let cluster = Cluster::mesh(2)?;
+    let (one, two) = (&cluster.members[0], &cluster.members[1]);
+    let name = "red\u{1b}[31m\nline";
+    trees::write(&one.tree().join(name), b"one")?;
+    cluster.settle()?;
+    trees::write(&two.tree().join(name), b"two, longer")?;
+    cluster.settle()?;
+    let listed = one.run(&["preserved", "list", FOLDER])?;
+    ensure!(listed.contains("red\\u{1b}[31m\\nline") && !listed.contains('\u{1b}'), "{listed}");
+    Ok(())
+}
+
+/// What keeps it is named where it lies, and once that is gone so is the directory.
+#[test]
+fn a_directory_that_something_unreplicated_keeps_is_said_with_what_keeps_it() -> Result<()> {
+    let cluster = Cluster::mesh(2)?;
+    let (one, two) = (&cluster.members[0], &cluster.members[1]);
+    fs::create_dir(one.tree().join("kept"))?;
+    trees::write(&one.tree().join("kept/file"), b"file")?;
+    cluster.settle()?;
+    let _socket = std::os::unix::net::UnixListener::bind(one.tree().join("kept/socket"))?;
+    fs::remove_dir_all(two.tree().join("kept"))?;
+    event(one, EVENT_CANNOT_INSTALL, &["kept cannot be removed", "kept/socket"])?;
+    fs::remove_file(one.tree().join("kept/socket"))?;
+    cluster.settle()?;
+    ensure!(!one.tree().join("kept").exists(), "it is still there");
+    Ok(())
+}
+
+#[test]
+fn a_comparison_that_compared_nothing_or_not_all_proves_nothing() -> Result<()> {
+    let cluster = Cluster::mesh(2)?;
+    let (one, two) = (&cluster.members[0], &cluster.members[1]);
+    one.ask(&["group", "create", "other", "--members", "m1,m2", "--topology", "custom"])?
+        .refused(2, &["custom", "mesh"])?;
+    trees::write(&one.tree().join("file"), b"file")?;
+    cluster.settle()?;
+    one.run(&["folder", "verify", FOLDER])?;
+    let held = fs::OpenOptions::new().append(true).open(one.tree().join("file"))?;
+    std::io::Write::write_all(&mut &held, b", and more")?;
+    until("the open file to be waited for", Duration::from_secs(60), || {
+        let here = folder(one, FOLDER)?.context("it is kept")?["outstanding"].as_u64() != Some(0);
+        Ok(Look::when(here, || "nothing is outstanding".into()))
+    })?;
+    let compared = one.ask(&["folder", "verify", FOLDER])?;
+    ensure!(compared.code == 1 && compared.out.contains("not looked at yet"), "{compared}");
+    let compared = two.ask(&["folder", "verify", FOLDER])?;
+    ensure!(compared.code == 1 && compared.out.contains("not in place there yet"), "{compared}");
+    drop(held);
+    cluster.settle()?;
+    one.run(&["folder", "verify", FOLDER]).map(drop)
 }

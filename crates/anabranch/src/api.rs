@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anabranch_console::{Failure, Request};
 use anabranch_domain::{
-    FolderName, Names, ObjectName, Policy, create, object::check_path, parse_topology, problems_of_change,
+    FolderName, Names, ObjectName, Policy, Topology, create, object::check_path, parse_topology, problems_of_change,
 };
 use anabranch_member::Preserved;
 use anabranch_member::host::{Host, chain, random_id};
@@ -255,10 +255,13 @@ fn group_create(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Failure> {
         members.iter().filter_map(Value::as_str).map(parse_name).collect::<Result<_, _>>()?;
     let asked = text(with, "topology").unwrap_or_else(|| "mesh".into());
     let topology = parse_topology(&asked).map_err(|cause| {
-        Failure::usage(format!("{asked:?} is no topology"))
-            .because(cause)
-            .hint("it is mesh, hub:MEMBER, chain or custom")
+        Failure::usage(format!("{asked:?} is no topology")).because(cause).hint("it is mesh, hub:MEMBER or chain")
     })?;
+    if matches!(topology, Topology::Custom(_)) {
+        return Err(Failure::usage("a custom topology cannot be made by this command")
+            .because("it has no connections, and there is no command yet that makes them")
+            .hint("use mesh, hub:MEMBER or chain"));
+    }
     let object = create::group(group.clone(), members, topology, Vec::new()).map_err(Failure::usage)?;
     check(daemon, &format!("the group {group} cannot be made"), std::slice::from_ref(&object))?;
     daemon.write_objects(&[object])?;
@@ -383,11 +386,17 @@ async fn folder_verify(daemon: &Arc<Daemon>, with: &Value) -> Result<Value, Fail
         let upstreams: Vec<String> = upstreams.unwrap_or_default();
         upstreams.into_iter().filter(|u| !outcome.iter().any(|c| c.partner == *u && c.complete)).collect()
     };
-    // Records that are equal prove nothing of what is not in place yet.
-    let here = host.ask(|replica| replica.not_in_place(OUTSTANDING_MAX).map_err(|e| chain(&e))).await;
+    // Records that are equal prove nothing of what is not in place yet, here or there, and of what could not be read.
+    let here = host.ask(|replica| replica.outstanding(OUTSTANDING_MAX).map_err(|e| chain(&e))).await;
     let here = here.ok_or_else(|| stopped(&folder, &host))?;
     let here = here.map_err(|e| Failure::failed(format!("cannot compare {folder}")).because(e))?;
-    let equal = rot.is_empty() && missing.is_empty() && here == 0 && outcome.iter().all(|c| c.paths.is_empty());
+    let alone = outcome.is_empty() && missing.is_empty();
+    let equal = rot.is_empty()
+        && missing.is_empty()
+        && here == 0
+        && outcome.iter().all(|c| c.paths.is_empty() && c.outstanding == 0)
+        // Where nothing was compared, nothing is proved; the bytes here may have been all that was asked for.
+        && (!alone || data);
     let partners: Vec<Value> = outcome
         .iter()
         .map(|c| json!({"partner": c.partner, "compared_at": c.at, "outstanding": c.outstanding, "differ": c.paths}))

@@ -62,13 +62,16 @@ fn print_json(value: &Value) {
 
 fn field(value: &Value, key: &str) -> String {
     match &value[key] {
-        Value::String(text) => text.clone(),
         Value::Null => "-".into(),
-        Value::Array(items) => {
-            items.iter().map(|i| i.as_str().map_or_else(|| i.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
-        }
-        other => other.to_string(),
+        Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(","),
+        other => shown(other),
     }
+}
+
+/// For a terminal: a control character, as names of files may hold, is shown and not obeyed.
+fn shown(value: &Value) -> String {
+    let Some(text) = value.as_str() else { return value.to_string() };
+    text.chars().map(|c| if c.is_control() { c.escape_default().to_string() } else { c.to_string() }).collect()
 }
 
 /// A table with aligned columns.
@@ -265,6 +268,9 @@ async fn folder(socket: &Path, command: FolderCommand) -> Result<u8, Failure> {
     Ok(0)
 }
 
+/// Of paths that differ, so many are printed for people.
+const DIFFER_SHOWN: usize = 20;
+
 fn verify_text(found: &Value) -> String {
     let mut lines = Vec::new();
     for partner in found["partners"].as_array().unwrap_or(&Vec::new()) {
@@ -282,23 +288,30 @@ fn verify_text(found: &Value) -> String {
         } else {
             let paths = if differ == 1 { "path differs" } else { "paths differ" };
             lines.push(format!("{name}: {differ} {paths} as of the comparison at {at}"));
-            for path in partner["differ"].as_array().unwrap_or(&Vec::new()) {
-                lines.push(format!("  {}", path.as_str().unwrap_or_default()));
+            let paths = partner["differ"].as_array().map(Vec::as_slice).unwrap_or_default();
+            lines.extend(paths.iter().take(DIFFER_SHOWN).map(|path| format!("  {}", shown(path))));
+            if let Some(more) = paths.len().checked_sub(DIFFER_SHOWN).filter(|more| *more > 0) {
+                lines.push(format!("  and {more} more; --json lists all"));
             }
         }
     }
     match found["not_in_place"].as_u64().unwrap_or(0) {
         0 => {}
-        1 => lines.push("here 1 item is not in place yet; `anabranch status` says which, and why".into()),
-        many => lines.push(format!("here {many} items are not in place yet; `anabranch status` says which, and why")),
+        1 => lines
+            .push("here 1 item is not in place or not looked at yet; `anabranch status` says which, and why".into()),
+        many => lines.push(format!(
+            "here {many} items are not in place or not looked at yet; `anabranch status` says which, and why"
+        )),
     }
     for partner in found["not_compared"].as_array().unwrap_or(&Vec::new()) {
-        lines.push(format!("{}: not connected, so it was not compared", partner.as_str().unwrap_or_default()));
+        lines.push(format!("{}: not connected, so it was not compared", shown(partner)));
     }
     for path in found["unreadable_or_changed"].as_array().unwrap_or(&Vec::new()) {
-        lines.push(format!("the bytes here are not the recorded ones: {}", path.as_str().unwrap_or_default()));
+        lines.push(format!("the bytes here are not the recorded ones: {}", shown(path)));
     }
-    if lines.is_empty() {
+    if found["partners"].as_array().is_none_or(Vec::is_empty)
+        && found["not_compared"].as_array().is_none_or(Vec::is_empty)
+    {
         lines.push("the folder has no partner to compare with".into());
     }
     lines.join("\n")
@@ -360,11 +373,11 @@ fn status_text(status: &Value) -> String {
             lines.push(format!("  {} {}: {connected}", field(partner, "role"), field(partner, "partner")));
         }
         for words in folder["waits_for"].as_array().unwrap_or(&Vec::new()) {
-            lines.push(format!("  waits: {}", words.as_str().unwrap_or_default()));
+            lines.push(format!("  waits: {}", shown(words)));
         }
     }
     for problem in status["problems"].as_array().unwrap_or(&Vec::new()) {
-        lines.push(format!("problem: {}", problem.as_str().unwrap_or_default()));
+        lines.push(format!("problem: {}", shown(problem)));
     }
     lines.join("\n")
 }

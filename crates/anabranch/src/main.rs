@@ -182,7 +182,8 @@ enum FolderCommand {
         #[arg(long)]
         json: bool,
     },
-    /// Wait until nothing is outstanding anywhere, or say what is.
+    /// Wait until nothing is outstanding anywhere, or say what is. It goes by what this member has heard: run it where
+    /// something was written; what was changed on a member that is away is not waited for.
     Wait {
         /// GROUP/FOLDER.
         name: String,

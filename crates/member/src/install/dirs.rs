@@ -4,10 +4,11 @@
 use std::io;
 
 use anabranch_engine::kv::{Kv, Table};
-use anabranch_model::{Record, Uid, Version};
+use anabranch_model::{Name, Record, Uid, Version};
 use anabranch_volume::fs::{Fs, Kind, Stat};
 
 use super::{Batch, Looked, parked_name};
+use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, STAGING_NODE};
 use crate::replica::{Replica, Result, Waiting};
 use crate::steps::{Step, broken};
@@ -376,12 +377,36 @@ where
                 Ok(Looked::Done)
             }
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                if let Some(name) = self.kept_by(node.id)? {
+                    let within = self.node_path(node.id, &name)?;
+                    let path = self.node_path(node.parent, &node.name)?;
+                    let [path, within] = [path, within].map(|path| String::from_utf8_lossy(&path).into_owned());
+                    let text =
+                        format!("{path} cannot be removed: {within} is in it, which is not replicated; remove that");
+                    self.report_once(EventKind::CannotInstall, text);
+                    return Ok(Looked::Wait(Waiting::Failed));
+                }
                 self.scan.next(node.id);
                 self.observe_at = Some(self.now);
                 Ok(Looked::Wait(Waiting::LocalChange))
             }
             Err(error) => Ok(Looked::Wait(self.failed(node.parent, &node.name, &error)?)),
         }
+    }
+
+    /// What keeps a directory of which all that is replicated is gone: something that never is. `None`: there is something
+    /// else in it.
+    fn kept_by(&mut self, id: NodeId) -> Result<Option<Vec<u8>>> {
+        let Ok(Some(dir)) = self.open_node(id)? else { return Ok(None) };
+        let Ok(entries) = self.fs.list(&dir) else { return Ok(None) };
+        for entry in &entries {
+            let never = Name::new(entry.name.clone()).is_err()
+                || matches!(self.fs.stat(&dir, &entry.name), Ok(Some(stat)) if stat.kind == Kind::Other || stat.foreign);
+            if !never {
+                return Ok(None);
+            }
+        }
+        Ok(entries.into_iter().next().map(|entry| entry.name))
     }
 
     pub(super) fn make_dir(
