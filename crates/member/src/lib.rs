@@ -36,6 +36,7 @@ mod sums;
 mod tables;
 mod undone;
 mod unnoted;
+mod unsynced;
 
 pub use config::{Config, FreshIds, Limits, RecoveryPolicy};
 pub use events::{Event, EventKind, Level};

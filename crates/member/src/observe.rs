@@ -256,9 +256,10 @@ where
         if !self.changed.is_empty() || !self.scan.is_empty() {
             self.observe_at = Some(self.now);
         }
-        if self.undone.is_owed() {
+        if self.undone.is_owed() || self.unsynced.is_owed() {
             self.records.begin()?;
             self.undone.settle(self.records.kv_mut())?;
+            self.unsynced.settle(self.records.kv_mut())?;
             self.records.commit()?;
         }
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
@@ -320,6 +321,7 @@ where
             let node =
                 Node { stamp: stat.stamp, content: Some(crate::adopt::candidate(value, provisional)), ..old.clone() };
             nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+            self.unsynced.looked_at(&node.object);
             if let Some(uid) = node.uid {
                 self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
                 self.due.insert(nodes::uid_key(uid).to_vec());
@@ -601,7 +603,8 @@ where
                 self.again_later(parent, &name);
                 return Ok(());
             }
-            if self.suspect && node.kind == Kind::File && written_since(&stat, self.checkpoint) {
+            let doubted = self.suspect && node.kind == Kind::File && written_since(&stat, self.checkpoint);
+            if doubted || self.unsynced.is_former(&node.object) {
                 // Until it is read; also if it is in use now.
                 self.closed.insert((parent, name.clone()));
             }

@@ -299,8 +299,11 @@ where
     }
 
     /// Something could not be made durable: what lies in staging may be lost though it can still be read, and later calls
-    /// would not say so. It is fetched again. Not in a transaction.
+    /// would not say so. It is fetched again. What users wrote and is not recorded yet may be lost as well. Not in a transaction.
     pub(crate) fn distrust_staging(&mut self) -> Result<()> {
+        self.records.begin()?;
+        self.unsynced.sync_failed(self.records.kv_mut(), self.now)?;
+        self.records.commit()?;
         let fetched: Vec<Uid> = self.fetching.incoming().map(|(uid, _)| *uid).collect();
         self.take_up_written();
         let ready: Vec<Uid> = self.ready.in_files().collect();
@@ -330,6 +333,7 @@ where
     pub(crate) fn forget_staged(&mut self) -> Result<()> {
         self.records.rollback()?;
         self.records.begin()?;
+        self.unsynced.sync_failed(self.records.kv_mut(), self.now)?;
         for (key, _) in self.records.kv().range(Table::Staged, &[], None, usize::MAX)? {
             self.records.kv_mut().delete(Table::Staged, &key)?;
         }

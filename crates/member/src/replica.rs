@@ -29,6 +29,7 @@ use crate::observe::Large;
 use crate::scan::Scan;
 use crate::tables::{self, Meta};
 use crate::undone::Undone;
+use crate::unsynced::Unsynced;
 
 mod hints;
 mod places;
@@ -332,8 +333,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) suspect: bool,
     /// When all that could be read was compared; some directories could not. What was written since is a user's doing.
     pub(crate) compared_at: Option<Hlc>,
-    /// Files that a sync failed for since the start, before what is in them was recorded.
-    pub(crate) unsynced: BTreeSet<Object>,
+    /// Files that a sync failed for before what is in them was recorded.
+    pub(crate) unsynced: Unsynced,
     /// The durability checkpoint: after a power cut, what was changed since is read again whatever its stamp says.
     pub(crate) checkpoint: Hlc,
     /// After a power cut: no versions until a partner was heard, or this time.

@@ -34,6 +34,7 @@ use crate::replica::{Counters, Phase, Private, Replica, Result, Stop};
 use crate::scan::Scan;
 use crate::tables::{self, Gap, Intent, Meta, Preserved, Reason};
 use crate::undone::Undone;
+use crate::unsynced::Unsynced;
 
 /// Numbers passed over at a start, at least: more than are issued between an image and the return to it while a clock that was
 /// set back catches up.
@@ -168,7 +169,7 @@ where
             covered_at: None,
             suspect: false,
             compared_at: None,
-            unsynced: BTreeSet::new(),
+            unsynced: Unsynced::default(),
             checkpoint: Hlc(0),
             hold_until: None,
             compare_clocks_at: None,
@@ -272,6 +273,7 @@ where
         let checkpoint = checkpoint.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_be_bytes);
         self.checkpoint = Hlc(checkpoint);
         self.undone = Undone::load(self.records.kv())?;
+        self.unsynced = Unsynced::load(self.records.kv_mut(), &self.config.boot)?;
         self.acknowledged = Acknowledgements::load(self.records.kv())?;
         let own = self.acknowledged.of(&self.config.member);
         self.serial_at_start = own.map_or(0, |own| own.serial);

@@ -26,9 +26,6 @@ const TICK: i64 = 10_000;
 /// The same where stamps are whole seconds.
 const TICK_OF_SECONDS: i64 = 2_000_000;
 
-/// Most files of which is remembered that a sync of them failed; more only where the disk is broken.
-const UNSYNCED_MAX: usize = 100_000;
-
 /// A stamp that is further ahead than this is not of a change that was made in this call, microseconds.
 const LONGEST_CALL: i64 = 60_000_000;
 
@@ -52,7 +49,8 @@ where
                 Parent::Node(id) => self.closed.contains(&(id, name.clone())),
                 Parent::Found(_) => false,
             };
-            let doubted = self.suspect && written_since(&found.stat, self.checkpoint);
+            let doubted = self.suspect && written_since(&found.stat, self.checkpoint)
+                || self.unsynced.is_former(&found.stat.object);
             let same_bytes = |n: &&OnDisk, node: &Node| {
                 let closed = closed || self.closed.contains(&(node.parent, node.name.clone()));
                 !n.provisional
@@ -165,22 +163,32 @@ where
         if let Err(error) = synced {
             // A failed sync leaves data in doubt: nothing of the batch is published, and all of it is looked at again.
             self.report_once(EventKind::CannotRead, format!("cannot make local changes durable: {error}"));
-            self.note_unsynced(batch);
+            self.note_unsynced(batch, |_| true)?;
             self.drop_batch(batch)?;
             self.distrust_staging()?;
+        } else if let Some(failed) = self.unsynced.failed() {
+            // One that was to write something else may have been to write these as well.
+            let behind = Hlc(failed.0.saturating_sub(self.config.limits.verify_after_power_cut));
+            let later = Hlc(failed.0.saturating_add(1_000_000));
+            self.note_unsynced(batch, |stat| written_since(stat, behind) && !written_since(stat, later))?;
         }
         Ok(())
     }
 
     /// The next sync of these says that all is well, and what was to be written may be on no disk: the kernel may drop it.
-    fn note_unsynced(&mut self, batch: &Batch<F::Dir>) {
+    fn note_unsynced(&mut self, batch: &Batch<F::Dir>, which: impl Fn(&Stat) -> bool) -> Result<()> {
         let found = batch.found.iter().filter(|f| !f.dropped).map(|f| &f.stat);
         let modified = batch.modified.iter().filter(|m| !m.dropped).map(|m| &m.stat);
-        for stat in found.chain(modified).filter(|stat| stat.kind == Kind::File) {
-            if self.unsynced.len() < UNSYNCED_MAX {
-                self.unsynced.insert(stat.object.clone());
-            }
+        let files: Vec<_> = found.chain(modified).filter(|stat| stat.kind == Kind::File && which(stat)).collect();
+        if files.is_empty() {
+            return Ok(());
         }
+        self.records.begin()?;
+        for stat in files {
+            self.unsynced.add(self.records.kv_mut(), &stat.object)?;
+        }
+        self.records.commit()?;
+        Ok(())
     }
 
     /// Leaves all of a batch for later, as if none of it had been seen.

@@ -56,6 +56,7 @@ where
         self.note_touched_but(&batch.made)?;
         self.advance_checkpoint()?;
         self.undone.settle(self.records.kv_mut())?;
+        self.unsynced.settle(self.records.kv_mut())?;
         self.commit()?;
         self.look_at_other_links(&batch)?;
         self.resolve(anabranch_engine::ResolveScope::Own)
@@ -199,6 +200,7 @@ where
         nodes::put(self.records.kv_mut(), old.as_ref(), &node)?;
         self.undone.forget(&stat.object);
         self.undone.forget_given(&stat.object);
+        self.unsynced.looked_at(&stat.object);
         let known_before = old.is_some_and(|old| old.object == node.object);
         if let Some(found) = batch.found.get_mut(at) {
             found.uid = Some(uid);
@@ -477,6 +479,9 @@ where
             }
         }
         nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+        if modified.content.is_some() {
+            self.unsynced.looked_at(&node.object);
+        }
         Ok(())
     }
 
@@ -692,6 +697,7 @@ where
             node.attributes_version = Version::default();
         }
         nodes::put(self.records.kv_mut(), Some(&old), &node)?;
+        self.unsynced.looked_at(&node.object);
         if let Some(uid) = node.uid {
             self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
         }

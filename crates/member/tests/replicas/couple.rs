@@ -70,6 +70,8 @@ pub(crate) struct Member {
     pub(crate) database: Database,
     pub(crate) replica: Option<Replica<SimFs, Database>>,
     lives: u8,
+    /// How often the machine was started: with every life, unless somebody takes that back.
+    pub(crate) boots: u8,
 }
 
 /// Two members; the second pulls a large file from the first, message by message.
@@ -104,7 +106,7 @@ impl Couple {
             if i == 0 {
                 prepare(&fs);
             }
-            Member { database: Database::new(&fs), fs, replica: None, lives: 0 }
+            Member { database: Database::new(&fs), fs, replica: None, lives: 0, boots: 0 }
         });
         let mut couple = Self {
             now: START,
@@ -127,6 +129,7 @@ impl Couple {
         let place = self.places[at];
         let member = &mut self.members[at];
         member.lives += 1;
+        member.boots += 1;
         let config = Config {
             folder: FolderId([7; 16]),
             folder_name: "web/site".into(),
@@ -136,7 +139,7 @@ impl Couple {
             keep_beside: false,
             names: anabranch_model::Names::Bytes,
             recovery: RecoveryPolicy::Auto,
-            boot: vec![member.lives],
+            boot: vec![member.boots],
             place: vec![place],
             token: None,
             limits,

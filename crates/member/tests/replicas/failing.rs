@@ -179,17 +179,35 @@ fn a_time_that_was_installed_before_a_stop_is_no_users_touch() {
     panic!("it is never done");
 }
 
+/// What happens around a sync that failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Around {
+    Nothing,
+    /// The daemon is started anew between the failed sync and the next look at the file.
+    Restart,
+    /// The power is cut after the file was published.
+    PowerCut,
+    /// It was to make something else durable: the file had not been heard of.
+    Unheard,
+}
+
 /// A sync that failed may have dropped what was to be written, and the next one says that all is well: what was published then
 /// goes back to what it was, under its own time, when the kernel reads it anew. No user did that.
 #[test]
 fn what_a_failing_disk_takes_back_is_no_edit() {
+    for around in [Around::Nothing, Around::Restart, Around::PowerCut, Around::Unheard] {
+        taken_back_is_no_edit(around);
+    }
+}
+
+fn taken_back_is_no_edit(around: Around) {
     let mut taken_back = [0, 0];
     for (trial, moved) in (0..100).flat_map(|trial| [(trial, false), (trial, true)]) {
         let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| fs.write(b"f", b"one").unwrap());
         couple.connect();
         let [first, second] = [0, 1].map(|at| couple.members[at].fs.clone());
-        let is =
-            |fs: &SimFs, content: &[u8]| fs.tree().values().all(|e| e.content.as_ref().unwrap().bytes() == content);
+        let content =
+            |fs: &SimFs| -> Vec<u8> { fs.tree().values().find_map(|e| e.content.as_ref()).unwrap().bytes().to_vec() };
         // Another course of events each time.
         for _ in 0..trial {
             first.write(b"scratch", b"").unwrap();
@@ -197,21 +215,42 @@ fn what_a_failing_disk_takes_back_is_no_edit() {
         }
         settle(&mut couple);
         first.write(b"f", b"two").unwrap();
+        let unheard = (around == Around::Unheard).then(|| first.take_hints());
+        if unheard.is_some() {
+            // So many that everything is made durable with them.
+            let many = 0..Limits::default().sync_all_from;
+            many.for_each(|at| first.mkdir(format!("d{at}").as_bytes()).unwrap());
+        }
         until_a_sync_failed(&mut couple);
+        match around {
+            Around::Restart => {
+                first.process_died();
+                couple.members[0].boots -= 1;
+                couple.restart_at(0, Limits::default());
+            }
+            Around::Nothing | Around::PowerCut | Around::Unheard => {}
+        }
+        couple.queue.extend(unheard.map(|hints| (0, Input::Hints(hints))));
         settle(&mut couple);
-        let published = is(&second, b"two");
+        let published = content(&second) == b"two";
+        if around == Around::PowerCut {
+            drop(first.crash(trial));
+            couple.restart_at(0, Limits::default());
+            (0..STEPS).for_each(|_| act_once(&mut couple));
+        }
         match moved {
             false => first.chmod(b"f", 0o600).unwrap(),
             true => first.rename(b"f", b"g").unwrap(),
         }
         until_a_sync_failed(&mut couple);
-        taken_back[usize::from(moved)] += u64::from(published && is(&first, b"one"));
+        taken_back[usize::from(moved)] += u64::from(published && content(&first) == b"one");
         // Nobody gives the first one its content back here: the two come to no rest.
         act(&mut couple, &|_| {});
-        let stays = !published || is(&second, b"two");
-        assert!(stays, "trial {trial}, moved: {moved}: what a disk made of it replaced what was written");
+        let stays = !published || content(&second) == b"two";
+        assert!(stays, "{around:?}, trial {trial}, moved: {moved}: what a disk made of it replaced what was written");
     }
-    assert!(taken_back.iter().all(|&count| count > 0), "in no trial did the disk take anything back: {taken_back:?}");
+    let happened = taken_back.iter().all(|&count| count > 0);
+    assert!(happened, "{around:?}: in no trial did the disk take anything back: {taken_back:?}");
 }
 
 /// Two files of one time for which a sync failed change places: each has other bytes then, under the time that it had.
