@@ -351,13 +351,15 @@ impl<K: Kv> Records<K> {
             self.merge_row(record, None, &mut each)?;
         }
         self.settle()?;
-        self.known.join(upstream_known);
+        if !self.comparing {
+            self.known.join(upstream_known);
+        }
         self.arriving = Knowledge::default();
         self.latest_allowed = None;
         self.merging_at = None;
         // Others may know more of this id than this database does (it returned to an old image): never issue that again. A
         // number that is far ahead of the clock is nothing that was issued here.
-        let seen = self.known.sequence(self.counters.replica);
+        let seen = upstream_known.sequence(self.counters.replica).max(self.known.sequence(self.counters.replica));
         if seen.0 <= latest_allowed.0 {
             self.counters.highest = self.counters.highest.max(seen);
         }
@@ -404,6 +406,20 @@ impl<K: Kv> Records<K> {
     /// waits for the sake of that.
     pub fn set_former(&mut self, former: Vec<ReplicaId>) {
         self.former = former;
+    }
+
+    /// This database was put back, and has not been compared with anybody. A partner may have dropped tombstones that an
+    /// earlier life acknowledged, so its passes tell of what has no record there and an older one here: what they bring is
+    /// taken in, and becomes known only with [`Self::compared`]. Until then whoever has the tombstones sends them.
+    pub fn set_comparing(&mut self, comparing: bool) {
+        self.comparing = comparing;
+    }
+
+    /// The records were compared: what those partners know is known here. In a transaction. Those who pull from here are
+    /// to hear of it.
+    pub fn compared(&mut self, known: &Knowledge) {
+        self.known.join(known);
+        self.counters.number.0 += 1;
     }
 
     /// The latest clock that lies aside, of versions that are not known here already: an author who has stamped anew meets

@@ -96,6 +96,8 @@ pub struct Records<K> {
     pub(crate) merging_at: Option<Hlc>,
     /// Replica ids that this member had.
     pub(crate) former: Vec<ReplicaId>,
+    /// What partners know does not become known here with their passes, see [`Self::set_comparing`].
+    pub(crate) comparing: bool,
     pub(crate) view: View,
     touched: BTreeSet<Uid>,
     touched_elsewhere: Option<TakeTouched<K>>,
@@ -171,6 +173,7 @@ impl<K: Kv> Records<K> {
             latest_allowed: None,
             merging_at: None,
             former: Vec::new(),
+            comparing: false,
             view: View::default(),
             touched: BTreeSet::new(),
             touched_elsewhere: None,

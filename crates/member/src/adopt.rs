@@ -334,6 +334,7 @@ where
         self.records.begin()?;
         self.phase = Phase::Normal;
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
+        self.know_what_partners_know()?;
         if !compared {
             self.keep_everything()?;
         }
@@ -344,6 +345,20 @@ where
         self.work_at = Some(self.now);
         self.scan_everything();
         self.resolve(anabranch_engine::ResolveScope::Own)
+    }
+
+    /// What those know with whom we are in step: their passes were taken in, and whatever they dropped since an earlier life
+    /// of ours had acknowledged it was asked of somebody.
+    fn know_what_partners_know(&mut self) -> Result<()> {
+        let closed = tables::closed(self.records.kv())?;
+        let passed: Vec<_> = self.comparable().collect();
+        for link in passed {
+            let peer = self.links.get(&link).and_then(|l| l.peer.as_ref()).map(|(_, replica)| *replica);
+            let Some(mut known) = peer.and_then(|peer| self.partner_known.get(&peer).cloned()) else { continue };
+            Self::cap_closed(&closed, &mut known);
+            self.records.compared(&known);
+        }
+        Ok(())
     }
 
     /// Was this member put back, and compared its records so short a while ago that it may have been with one who was put back

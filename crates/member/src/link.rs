@@ -297,6 +297,7 @@ where
             let limit = if broken(Step::TimesAhead) { u64::MAX } else { self.config.limits.ahead };
             let former = self.former()?;
             self.records.set_former(former);
+            self.records.set_comparing(self.phase == Phase::Returning);
             let end = self.records.complete_pass(replica, rows, page.through, &known, self.now, limit)?;
             match end {
                 PassEnd::Complete(taken) => {

@@ -2,8 +2,8 @@
 
 use crate::couple::{Couple, settle};
 use anabranch_member::{Input, Limits, LinkId, Partner, Phase};
-use anabranch_model::{Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
-use anabranch_net::message::{Mark, Message};
+use anabranch_model::{ChangeNumber, Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
+use anabranch_net::message::{Mark, Message, Page};
 use anabranch_volume::simulated::{DiskConfig, Mode};
 
 /// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
@@ -462,5 +462,70 @@ fn what_is_done_before_the_records_were_compared_is_done_everywhere_afterwards()
             let kept = member.replica.as_ref().unwrap().preserved(0, 100).unwrap();
             assert!(kept.iter().all(|item| !item.reason.unseen()), "restarted: {restarted}, {kept:?}");
         }
+    }
+}
+
+/// A third one was put back as well. It has heard of everything, and has forgotten what all had acknowledged as deleted; it
+/// cannot say what there is. What it knows is not known by that to the first one, whose records are of the image.
+#[test]
+fn what_somebody_knows_who_cannot_say_what_there_is_still_comes_from_others() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        ["edited", "removed"].iter().for_each(|path| fs.write(path.as_bytes(), b"one").unwrap());
+    });
+    couple.connect();
+    connect_back(&mut couple);
+    settle(&mut couple);
+    let [first, second] = [0, 1].map(|at| couple.members[at].fs.clone());
+    let (disk, database) = (first.image(), couple.members[0].database.committed());
+    let three = |couple: &mut Couple| {
+        for member in &mut couple.members {
+            member.replica.as_mut().unwrap().set_members(vec!["m0".into(), "m1".into(), "m2".into()]);
+        }
+    };
+    // Nothing is collected: the third one has not acknowledged it.
+    three(&mut couple);
+    second.write(b"edited", b"two").unwrap();
+    second.remove(b"removed").unwrap();
+    settle(&mut couple);
+    disconnect(&mut couple);
+    couple.members[0].replica = None;
+    first.restore(&disk);
+    couple.members[0].database = database;
+    couple.restart_at(0, Limits::default());
+    three(&mut couple);
+    let phase = |couple: &Couple| couple.members[0].replica.as_ref().unwrap().phase();
+    assert!((0..1_000).any(|_| couple.step() && phase(&couple) == Phase::Returning), "it does not notice");
+    disconnect(&mut couple);
+    let known = couple.members[1].replica.as_ref().unwrap().records().known().clone();
+    let opened = Message::Opened {
+        member: "m2".into(),
+        replica: ReplicaId([99; 16]),
+        echo: Mark::default(),
+        number: ChangeNumber(9),
+        known: known.clone(),
+        closed: Vec::new(),
+        clock: Hlc(couple.now),
+        names: String::new(),
+        joining: false,
+    };
+    let through = ChangeNumber(9);
+    let complete = Some((known, Mark::default()));
+    let page =
+        Message::Page(Page { replicas: Vec::new(), attributes: Vec::new(), rows: Vec::new(), through, complete });
+    let third = LinkId(2_000);
+    couple.queue.push_back((0, Input::LinkUp(third, Partner::Upstream)));
+    for message in [opened, page, Message::Records { request: 0, present: Vec::new() }] {
+        couple.queue.push_back((0, Input::Received(third, message)));
+        couple.step();
+    }
+    while !couple.queue.is_empty() {
+        couple.step();
+    }
+    assert_eq!(phase(&couple), Phase::Returning);
+    connect_anew(&mut couple);
+    assert_eq!(phase(&couple), Phase::Normal);
+    for member in &couple.members {
+        assert_eq!(member.fs.names(b"").unwrap(), [b"edited"]);
+        assert_eq!(member.fs.read(b"edited").unwrap().bytes(), b"two");
     }
 }
