@@ -149,6 +149,29 @@ fn a_member_that_was_away_catches_up_and_brings_what_it_has() -> Result<()> {
 }
 
 #[test]
+fn directories_moved_into_each_other_while_a_member_is_down_are_taken_up_by_it() -> Result<()> {
+    let mut cluster = Cluster::mesh(2)?;
+    let tree = cluster.members[0].tree();
+    for dir in ["a", "b", "p", "p/k"] {
+        trees::write(&tree.join(dir).join("file"), dir.as_bytes())?;
+    }
+    cluster.settle()?;
+    cluster.members[0].stop()?;
+    // What had the name `a` is found only by what it lies in now: moved, new, moved, new, and below what has the name.
+    fs::rename(tree.join("a"), tree.join("p/k/a"))?;
+    fs::create_dir(tree.join("b/new"))?;
+    fs::rename(tree.join("p/k"), tree.join("b/new/k"))?;
+    fs::create_dir_all(tree.join("a/new"))?;
+    fs::rename(tree.join("b"), tree.join("a/new/b"))?;
+    fs::create_dir(tree.join("b"))?;
+    fs::rename(tree.join("p"), tree.join("b/p"))?;
+    let left = Snapshot::take(&tree)?;
+    cluster.members[0].serve()?;
+    cluster.settle()?;
+    cluster.expect_intent(&left)
+}
+
+#[test]
 fn a_frozen_partner_stops_nobody_else() -> Result<()> {
     let cluster = Cluster::mesh(3)?;
     let frozen = &cluster.members[2];

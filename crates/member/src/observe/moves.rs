@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use anabranch_engine::kv::Kv;
-use anabranch_model::is_reserved;
+use anabranch_model::{Name, is_reserved};
 use anabranch_volume::fs::{Fs, Kind, Object};
 
 use super::DEEPEST;
@@ -198,19 +198,22 @@ where
                         batch.gone.remove(&node.id);
                         self.node_again_later(node)?;
                     }
-                } else if !batch.found.iter().any(|f| f.stat.object == directory) {
+                } else {
                     // In a directory that the database does not have yet.
-                    if self.is_preserved_below(&directory) {
+                    let entered = Self::entered(batch, &directory).is_some();
+                    if !entered && self.is_preserved_below(&directory) {
                         // Another name of it was preserved with what it lies in, or it was moved in there before: nobody
                         // can tell which. What the view shows is put back; of the rest nothing is left in the tree.
                         batch.put_back.insert(node.id);
-                    } else if self.is_private(&directory) {
+                    } else if !entered && self.is_private(&directory) {
                         // A directory has one name only, and it was we who gave it this one.
                         if node.is_dir() {
                             batch.put_back.insert(node.id);
                         }
-                    } else {
-                        self.look_at_unknown(batch, seen, directory)?;
+                    } else if Name::new(name.clone()).is_ok() {
+                        if !entered || !batch.found.iter().any(|f| f.stat.object == node.object) {
+                            self.look_at_unknown(batch, seen, &directory, &name)?;
+                        }
                         if !batch.found.iter().any(|f| f.stat.object == node.object) {
                             batch.gone.remove(&node.id);
                             self.node_again_later(node)?;
@@ -239,8 +242,9 @@ where
         Ok(())
     }
 
-    /// Opens a directory that is not where its node says, by what it lies in now: what left a name for a place in there
-    /// can be recorded in one batch with what took the name only if both are found.
+    /// Opens a directory that is not where its node says, or that the database does not have, by what it lies in now: what
+    /// left a name for a place in there can be recorded in one batch with what took the name only if both are found. Of what
+    /// it lies in one may be known and moved and the next new, in any order.
     pub(super) fn reach(
         &mut self,
         batch: &mut Batch<F::Dir>,
@@ -248,22 +252,29 @@ where
         directory: &Object,
         depth: usize,
     ) -> Result<bool> {
-        let Some(id) = self.dir_node(directory)? else { return Ok(false) };
-        if matches!(self.open_node(id)?, Ok(Some(_))) {
+        let known = self.dir_node(directory)?;
+        let open = match known {
+            Some(id) => matches!(self.open_node(id)?, Ok(Some(_))),
+            None => Self::entered(batch, directory).is_some(),
+        };
+        if open {
             return Ok(true);
         }
         let Ok(Some((above, name))) = self.fs.locate(directory) else { return Ok(false) };
         if depth == DEEPEST || is_reserved(&name) || !self.reach(batch, seen, &above, depth + 1)? {
             return Ok(false);
         }
-        let Some(parent) = self.dir_node(&above)? else { return Ok(false) };
-        self.look(batch, seen, parent, name.clone())?;
-        self.enter_found(batch, seen)?;
+        self.look_in_reached(batch, seen, &above, &name)?;
+        let Some(id) = known else { return Ok(Self::entered(batch, directory).is_some()) };
         if matches!(self.open_node(id)?, Ok(Some(_))) {
             return Ok(true);
         }
         // Its move is not recorded yet, and may wait for what lies in it.
-        let Some(above) = self.dir(parent)? else { return Ok(false) };
+        let above = match self.dir_node(&above)? {
+            Some(parent) => self.dir(parent)?,
+            None => Self::entered(batch, &above).and_then(|at| batch.found.get(at)?.dir.clone()),
+        };
+        let Some(above) = above else { return Ok(false) };
         let opened = self.fs.open_dir(&above, &name).and_then(|dir| Ok((self.fs.stat_dir(&dir)?.object, dir)));
         Ok(match opened {
             Ok((object, dir)) if object == *directory => {
@@ -274,31 +285,56 @@ where
         })
     }
 
-    /// A directory that the database does not have holds what it knows: the place where it became visible is looked at, or
-    /// looked at later where it cannot be reached now. No event may ever tell of it, as when what was mounted over it is
-    /// taken away.
+    /// Which of those found is this directory, opened.
+    fn entered(batch: &Batch<F::Dir>, directory: &Object) -> Option<usize> {
+        batch.found.iter().position(|f| f.dir.is_some() && f.stat.object == *directory)
+    }
+
+    /// Looks at an entry of a directory that was reached, and enters what it finds.
+    fn look_in_reached(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        directory: &Object,
+        name: &[u8],
+    ) -> Result<()> {
+        if let Some(parent) = self.dir_node(directory)? {
+            self.look(batch, seen, parent, name.to_vec())?;
+        } else if let Some(at) = Self::entered(batch, directory)
+            && !batch.found.iter().any(|f| f.parent == Parent::Found(at) && f.name.bytes() == name)
+        {
+            // The batch was full when it was opened, or this came into it since.
+            let dir = batch.found.get(at).and_then(|f| f.dir.clone());
+            if let Some(Ok(Some(stat))) = dir.map(|dir| self.fs.stat(&dir, name)) {
+                self.add_child(batch, at, name.to_vec(), stat)?;
+            }
+        }
+        self.enter_found(batch, seen)
+    }
+
+    /// An entry of a directory that the database does not have is something that it has elsewhere: it is looked at, or where
+    /// it cannot be reached now, the place where that directory became visible is looked at later. No event may ever tell of
+    /// it, as when what was mounted over it is taken away.
     pub(super) fn look_at_unknown(
         &mut self,
         batch: &mut Batch<F::Dir>,
         seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
-        mut directory: Object,
+        directory: &Object,
+        name: &[u8],
     ) -> Result<()> {
+        if self.reach(batch, seen, directory, 0)? {
+            return self.look_in_reached(batch, seen, directory, name);
+        }
+        let mut at = directory.clone();
         for _ in 0..DEEPEST {
-            let Ok(Some((above, name))) = self.fs.locate(&directory) else { return Ok(()) };
+            let Ok(Some((above, name))) = self.fs.locate(&at) else { return Ok(()) };
             if let Some(parent) = self.dir_node(&above)? {
-                if parent == nodes::STAGING_NODE || is_reserved(&name) {
-                    return Ok(());
-                }
-                if self.reach(batch, seen, &above, 0)? {
-                    self.look(batch, seen, parent, name.clone())?;
-                    self.enter_found(batch, seen)?;
-                }
-                if !batch.found.iter().any(|f| f.stat.object == directory) {
+                if parent != nodes::STAGING_NODE && !is_reserved(&name) {
                     self.again_later(parent, &name);
                 }
                 return Ok(());
             }
-            directory = above;
+            at = above;
         }
         Ok(())
     }

@@ -89,6 +89,8 @@ pub(crate) struct Couple {
     pub(crate) merged: bool,
     /// Machine and file system of each.
     pub(crate) places: [u8; 2],
+    /// Daemons die, and machines stay up.
+    pub(crate) same_boot: bool,
     /// What they reported, and who.
     pub(crate) reports: Vec<(usize, Event)>,
 }
@@ -118,6 +120,7 @@ impl Couple {
             spoil: false,
             merged: false,
             places: [0, 1],
+            same_boot: false,
             reports: Vec::new(),
         };
         couple.open(0, limits);
@@ -139,7 +142,7 @@ impl Couple {
             keep_beside: false,
             names: anabranch_model::Names::Bytes,
             recovery: RecoveryPolicy::Auto,
-            boot: vec![member.boots],
+            boot: vec![if self.same_boot { 1 } else { member.boots }],
             place: vec![place],
             token: None,
             limits,

@@ -10,6 +10,7 @@ mod failing;
 mod meanwhile;
 mod merged;
 mod names;
+mod offline;
 mod parked;
 mod power_cut;
 mod resume;

@@ -1,0 +1,117 @@
+//! What people did to a tree while nothing was running is taken up by one comparison of everything: whatever was moved into
+//! whatever else, and took whose name.
+
+use crate::couple::{Couple, expect_equal, expect_known, settle};
+use anabranch_member::Limits;
+use anabranch_volume::simulated::{DiskConfig, SimFs};
+
+/// The first member is down while its users do this; both come out in step, and know all of it.
+fn meanwhile(limits: Limits, prepare: impl Fn(&SimFs), deed: impl Fn(&SimFs), when: &str) {
+    let mut couple = Couple::new(limits, DiskConfig::default(), prepare);
+    couple.same_boot = true;
+    couple.connect();
+    settle(&mut couple);
+    couple.disconnect();
+    deed(&couple.members[0].fs);
+    let end = couple.now + 60_000_000;
+    drop(couple.members[0].fs.take_hints());
+    couple.restart_at(0, limits);
+    while couple.now < end && couple.step() {}
+    let outstanding = couple.members[0].replica.as_ref().unwrap().outstanding_words().unwrap();
+    let own: Vec<_> = outstanding.iter().filter(|words| words.contains("looked at")).collect();
+    assert!(own.is_empty(), "{when}: {outstanding:?}");
+    settle(&mut couple);
+    expect_equal(&couple, when);
+    expect_known(&couple, when);
+}
+
+#[test]
+fn a_name_is_taken_while_what_had_it_lies_in_something_new_in_something_moved() {
+    // None of these can be recorded without all the others: what has the name `a` now holds something new, that holds what was
+    // `b`, that something new, that what was `p/k`, and that what was `a`. What was `p` lies in what has the name `b` now, so
+    // nobody looks for `p/k` but for the sake of what lies in it.
+    let prepare = |fs: &SimFs| {
+        for dir in ["a", "b", "p", "p/k"] {
+            fs.mkdir(dir.as_bytes()).unwrap();
+            fs.write(format!("{dir}/file").as_bytes(), dir.as_bytes()).unwrap();
+        }
+    };
+    let deed = |fs: &SimFs| {
+        let moved = |from: &str, to: &str| fs.rename(from.as_bytes(), to.as_bytes()).unwrap();
+        let made = |path: &str| fs.mkdir(path.as_bytes()).unwrap();
+        moved("a", "p/k/a");
+        made("b/new");
+        moved("p/k", "b/new/k");
+        made("a");
+        made("a/new");
+        moved("b", "a/new/b");
+        made("b");
+        moved("p", "b/p");
+    };
+    meanwhile(Limits::default(), prepare, deed, "new and moved by turns");
+}
+
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        usize::try_from(self.0 >> 16).unwrap() % sides
+    }
+}
+
+/// A directory somewhere in the tree; the root is the empty path.
+fn some_directory(fs: &SimFs, dice: &mut Dice) -> Vec<u8> {
+    let tree = fs.tree();
+    let mut dirs: Vec<_> =
+        tree.into_iter().filter(|(_, entry)| entry.content.is_none()).map(|(path, _)| path).collect();
+    dirs.push(Vec::new());
+    dirs.swap_remove(dice.below(dirs.len()))
+}
+
+fn within(dir: &[u8], name: &str) -> Vec<u8> {
+    if dir.is_empty() { name.into() } else { [dir, b"/", name.as_bytes()].concat() }
+}
+
+/// Makes things and moves directories into each other, so that few names are had by many, and nothing is replaced.
+fn make_and_move(fs: &SimFs, dice: &mut Dice, times: usize) {
+    for number in 0..times {
+        let name = ["a", "b", "c"][dice.below(3)];
+        let to = within(&some_directory(fs, dice), name);
+        if fs.exists(&to) {
+            continue;
+        }
+        match dice.below(5) {
+            0 | 1 => fs.mkdir(&to).unwrap(),
+            2 => fs.write(&to, format!("{number} of {}", dice.0).as_bytes()).unwrap(),
+            _ => {
+                let from = some_directory(fs, dice);
+                let inside = to.starts_with(&[&from[..], b"/"].concat());
+                if !from.is_empty() && !inside {
+                    fs.rename(&from, &to).unwrap();
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn whatever_is_moved_into_whatever_else() {
+    for seed in 1..300 {
+        let prepare = |fs: &SimFs| make_and_move(fs, &mut Dice(seed << 20), 60);
+        let deed = |fs: &SimFs| make_and_move(fs, &mut Dice(seed << 21 | 1), 200);
+        meanwhile(Limits::default(), prepare, deed, &format!("seed {seed}"));
+    }
+}
+
+#[test]
+fn whatever_is_moved_into_whatever_else_and_does_not_fit_into_one_batch() {
+    let few = Limits { batch_entries: 4, ..Limits::default() };
+    for seed in 1..300 {
+        let prepare = |fs: &SimFs| make_and_move(fs, &mut Dice(seed << 20), 60);
+        let deed = |fs: &SimFs| make_and_move(fs, &mut Dice(seed << 21 | 1), 200);
+        meanwhile(few, prepare, deed, &format!("seed {seed}"));
+    }
+}
