@@ -135,6 +135,8 @@ events! {
     WentToPreExisting = 7011, Warning, "items lay here at the initial sync that no partner has: they are not replicated, and were put into PreExisting", "`anabranch preserved list FOLDER` shows them; `restore` brings them back.";
     /// Directories that were moved into each other.
     CycleCut = 7012, Warning, "directories were moved into each other on different members; one of them is in the folder's root now, under a name of its own", "Move it where it should be.";
+    /// A local change has not been recorded for long.
+    ChangeWaits = 7013, Warning, "a change made here has waited for minutes and is not replicated yet; the others go on", "Close the file that is in use, or make readable what is not; it is looked at again by itself.";
 }
 
 /// Something that happened, with its particulars.

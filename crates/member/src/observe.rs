@@ -37,9 +37,48 @@ const COVERED_MAX: usize = 1024;
 /// for the first time, microseconds.
 const LATELY: u64 = 2_000_000;
 
+/// What is not recorded after so long, microseconds, is reported.
+const LONG: u64 = 120_000_000;
+
 /// How far up the directories of something are looked for that moved with them; what lies deeper waits for the events of
 /// its own directories.
 const DEEPEST: usize = 128;
+
+/// Why an entry is looked at again and again.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Unrecorded {
+    InUse,
+    Unreadable,
+    /// Its name was left, or taken by something else, or it lies in what was: all of that is recorded together.
+    Together,
+}
+
+impl Unrecorded {
+    /// For people.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::InUse => "in use",
+            Self::Unreadable => "not readable; the events say why",
+            Self::Together => "to be recorded together with other things that were moved",
+        }
+    }
+}
+
+/// An entry that could not be recorded when it was looked at.
+pub(crate) struct Unsettled {
+    since: Hlc,
+    pub(crate) why: Unrecorded,
+    /// When that was found.
+    at: Hlc,
+    reported: bool,
+}
+
+impl Unsettled {
+    /// The clock was set back by so much.
+    pub(crate) fn set_back(&mut self, by: u64) {
+        self.since.0 = self.since.0.saturating_sub(by);
+    }
+}
 
 /// Where a found entry lies: in a directory that the database has, or in one found in the same batch.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -262,6 +301,7 @@ where
             self.unsynced.settle(self.records.kv_mut())?;
             self.records.commit()?;
         }
+        self.report_unsettled()?;
         let keep = self.now.0.saturating_sub(self.config.limits.name_memory);
         self.recent.retain(|_, (_, at, _)| at.0 >= keep);
         self.moved_away.retain(|_, (_, at)| at.0 >= keep);
@@ -340,6 +380,38 @@ where
         let decided = std::panic::Location::caller().line();
         tracing::debug!(member = self.config.member, name = %name.escape_ascii(), decided, "looked at again later");
         self.later.entry((parent, name.to_vec())).or_insert(Hlc(self.now.0 + self.config.limits.retry));
+        self.unsettled_for(parent, name, Unrecorded::Together);
+    }
+
+    /// Notes why an entry is looked at again; of several reasons found at one time the one that is its own.
+    fn unsettled_for(&mut self, parent: NodeId, name: &[u8], why: Unrecorded) {
+        let now = self.now;
+        let new = Unsettled { since: now, why, at: now, reported: false };
+        let noted = self.unsettled.entry((parent, name.to_vec())).or_insert(new);
+        if noted.at != now || noted.why == Unrecorded::Together {
+            (noted.at, noted.why) = (now, why);
+        }
+    }
+
+    /// Says what could not be recorded for long, and why.
+    fn report_unsettled(&mut self) -> Result<()> {
+        if !self.changed.is_empty() || !self.scan.is_empty() {
+            return Ok(());
+        }
+        let (later, now) = (&self.later, self.now);
+        self.unsettled.retain(|key, _| later.contains_key(key));
+        let mut waiting = Vec::new();
+        for ((parent, name), noted) in &mut self.unsettled {
+            if !noted.reported && now.0.saturating_sub(noted.since.0) >= LONG {
+                noted.reported = true;
+                waiting.push((*parent, name.clone(), noted.why));
+            }
+        }
+        for (parent, name, why) in waiting {
+            let path = String::from_utf8_lossy(&self.node_path(parent, &name)?).into_owned();
+            self.report_once(EventKind::ChangeWaits, format!("{path}: {}", why.words()));
+        }
+        Ok(())
     }
 
     /// Has another node the name of this one, or had it and left it? Then it is elsewhere or gone, and no look at its name
@@ -504,6 +576,7 @@ where
         let path = String::from_utf8_lossy(&self.node_path(parent, name)?).into_owned();
         self.report_once(EventKind::CannotRead, format!("{path}: {error}"));
         self.again_later(parent, name);
+        self.unsettled_for(parent, name, Unrecorded::Unreadable);
         Ok(())
     }
 

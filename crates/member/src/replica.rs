@@ -25,7 +25,7 @@ use crate::fetch::Fetching;
 use crate::install::{Ahead, ReadySet};
 use crate::kept::Lately;
 use crate::nodes::{self, NodeId};
-use crate::observe::Large;
+use crate::observe::{Large, Unsettled};
 use crate::scan::Scan;
 use crate::tables::{self, Meta};
 use crate::undone::Undone;
@@ -246,6 +246,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) looked_for: BTreeSet<NodeId>,
     /// Entries to look at again, and when; an empty name: the whole of that directory.
     pub(crate) later: BTreeMap<(NodeId, Vec<u8>), Hlc>,
+    /// Since when, and why.
+    pub(crate) unsettled: BTreeMap<(NodeId, Vec<u8>), Unsettled>,
     pub(crate) observe_at: Option<Hlc>,
     /// Large files that are being hashed.
     pub(crate) large: Large<F>,
@@ -436,6 +438,7 @@ where
         ];
         single.into_iter().flatten().for_each(back);
         self.later.values_mut().for_each(back);
+        self.unsettled.values_mut().for_each(|noted| noted.set_back(by));
         self.waiting.values_mut().for_each(|(at, _)| back(at));
         self.recent.values_mut().for_each(|(_, at, _)| back(at));
         self.moved_away.values_mut().for_each(|(_, at)| back(at));

@@ -118,6 +118,7 @@ where
             missing: BTreeSet::new(),
             looked_for: BTreeSet::new(),
             later: BTreeMap::new(),
+            unsettled: BTreeMap::new(),
             large: Large::default(),
             observe_at: None,
             closed: BTreeSet::new(),

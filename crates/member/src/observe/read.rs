@@ -13,7 +13,7 @@ use anabranch_volume::hash::{Hashing, hash_known};
 
 use super::large::Later;
 use super::{Batch, Found, Parent};
-use super::{Read, Task};
+use super::{Read, Task, Unrecorded};
 use crate::beside::Beside;
 use crate::events::EventKind;
 use crate::nodes::{self, Node, NodeId, OnDisk};
@@ -137,7 +137,11 @@ where
             let dropped = read.in_use || gone || other || read.error.is_some();
             if is_found {
                 if dropped {
+                    let place = batch.found.get(at).and_then(|f| batch.looked_up_by(f.parent, f.name.bytes()));
                     self.drop_found(batch, at)?;
+                    if let Some((id, name)) = place.filter(|_| read.in_use) {
+                        self.unsettled_for(id, &name, Unrecorded::InUse);
+                    }
                 } else if let Some(found) = batch.found.get_mut(at) {
                     found.content = found.content.take().or(read.content);
                     found.attributes = read.attributes.unwrap_or_default();
@@ -155,6 +159,9 @@ where
                 if dropped {
                     let (parent, name) = (m.node.parent, m.node.name.clone());
                     self.again_later(parent, &name);
+                    if read.in_use {
+                        self.unsettled_for(parent, &name, Unrecorded::InUse);
+                    }
                 }
             }
         }

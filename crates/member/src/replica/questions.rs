@@ -39,11 +39,10 @@ where
         if !(self.changed.is_empty() && self.scan.is_empty() && self.later.is_empty()) {
             let count = self.changed.len() + self.scan.len() + self.later.len();
             words.push(format!("{own}: {count} local changes are still to be looked at"));
-            for (parent, name) in self.later.keys().take(NAMED) {
-                words.push(format!(
-                    "{own}: {} (in use or not readable)",
-                    String::from_utf8_lossy(&self.node_path(*parent, name)?)
-                ));
+            for key in self.later.keys().take(NAMED) {
+                let why = self.unsettled.get(key).map(|noted| format!(" ({})", noted.why.words())).unwrap_or_default();
+                let path = self.node_path(key.0, &key.1)?;
+                words.push(format!("{own}: {}{why}", String::from_utf8_lossy(&path)));
             }
         }
         let todo = self.records.kv().range(Table::Todo, &[], None, NAMED + 1)?;

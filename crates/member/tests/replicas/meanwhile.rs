@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::couple::{Couple, expect_equal, expect_known, settle};
-use anabranch_member::Limits;
+use anabranch_member::{EventKind, Limits};
 use anabranch_model::{Timestamp, Uid};
 use anabranch_volume::simulated::{Call, DiskConfig, Mode, SimFs};
 
@@ -277,4 +277,34 @@ fn what_is_written_in_the_tick_in_which_it_was_hashed_is_seen_though_only_its_di
     couple.hear();
     settle(&mut couple);
     assert_eq!(couple.members[1].fs.read(b"f").unwrap().bytes(), b"two");
+}
+
+/// What is said of a change that cannot be recorded is true, and when it lasts an event says it.
+#[test]
+fn what_is_open_for_long_is_said_to_be_in_use() {
+    let mut couple = start(Limits::default());
+    settle(&mut couple);
+    let fs = couple.members[0].fs.clone();
+    fs.write(b"log", b"one").unwrap();
+    let open = fs.user_open(b"log", Mode::Append).unwrap();
+    fs.user_put(open, None, b"two");
+    fs.mkdir(b"other").unwrap();
+    let waits = |couple: &Couple| couple.reports.iter().filter(|(_, e)| e.kind == EventKind::ChangeWaits).count();
+    let until = |couple: &mut Couple, seconds: u64| {
+        let until = couple.now + seconds * 1_000_000;
+        while couple.now < until {
+            couple.hear();
+            assert!(couple.step());
+        }
+    };
+    until(&mut couple, 60);
+    let said = couple.members[0].replica.as_ref().unwrap().outstanding_words().unwrap();
+    assert!(said.contains(&"m0: log (in use)".to_owned()), "{said:?}");
+    assert_eq!(waits(&couple), 0);
+    until(&mut couple, 600);
+    assert_eq!(waits(&couple), 1);
+    fs.user_close(open);
+    settle(&mut couple);
+    expect_equal(&couple, "once it was closed");
+    assert_eq!(waits(&couple), 1);
 }
