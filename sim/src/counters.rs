@@ -121,7 +121,8 @@ impl Counters {
 /// Names of all that a long run must have seen.
 fn required() -> Vec<String> {
     let mut names: Vec<String> = REQUIRED.iter().map(|&name| name.to_owned()).collect();
-    names.extend(Trouble::RATES.iter().map(|(trouble, _)| format!("trouble: {trouble:?}")));
+    let troubles = Trouble::RATES.iter().map(|(trouble, _)| *trouble).chain([Trouble::Reordered]);
+    names.extend(troubles.map(|trouble| format!("trouble: {trouble:?}")));
     names.extend(trouble::FAULTS.iter().map(|(fault, ..)| format!("faults: {fault}")));
     names.extend(users::KINDS.iter().map(|(kind, _)| format!("user: {kind}")));
     names.extend((2..=8).map(|members| format!("histories of {members} members")));

@@ -67,10 +67,12 @@ pub(crate) enum Trouble {
     Unmounted,
     /// Something is mounted over a directory for a while.
     MountedOver,
+    /// While the daemon is down, somebody moves many directories into each other and into new ones.
+    Reordered,
 }
 
 impl Trouble {
-    /// All, and how often each comes in a hundred histories.
+    /// All but [`Self::Reordered`], and how often each comes in a hundred histories.
     pub(crate) const RATES: [(Self, u64); 18] = [
         (Self::PowerCut, 200),
         (Self::Kill, 70),
@@ -146,7 +148,25 @@ impl Plan {
         }
         plan.islands = rng.chance(1, 4);
         plan.rule = if rng.chance(1, 4) { Names::Windows } else { Names::Bytes };
+        // Drawn last: all other histories are what they were before there was this.
+        if plan.habits == Habits::Free && rng.chance(1, 6) {
+            plan.reorder(&mut rng);
+        }
         plan
+    }
+
+    /// Somebody puts the tree of one member in another order again and again, while its daemon is down; it may be killed
+    /// while it takes that up.
+    fn reorder(&mut self, rng: &mut Rng) {
+        let member = self.writer.unwrap_or_else(|| rng.index(self.members));
+        for _ in 0..rng.between(2, 5) {
+            let at = rng.below(self.ends);
+            self.troubles.push((at, Trouble::Reordered, member));
+            if rng.chance(1, 2) {
+                self.troubles.push((at + rng.below(3_000_000), Trouble::Kill, member));
+            }
+        }
+        self.troubles.sort_unstable();
     }
 
     /// Nothing that a disk takes from its users may be between what they did and what is there.

@@ -46,6 +46,7 @@ impl World<'_> {
             Trouble::PowerCut => self.stop_soon(member, Stop::Power),
             Trouble::Kill => self.stop_soon(member, Stop::Process),
             Trouble::Restart => self.restart(member),
+            Trouble::Reordered => self.reorder(member),
             Trouble::Partition => {
                 let here: Vec<bool> = (0..self.members.len()).map(|_| self.rng.chance(1, 2)).collect();
                 for index in 0..self.connections.len() {
@@ -187,6 +188,7 @@ impl World<'_> {
             Trouble::PowerCut
             | Trouble::Kill
             | Trouble::Restart
+            | Trouble::Reordered
             | Trouble::BrokenPass
             | Trouble::BrokenLink
             | Trouble::ClockJump
@@ -266,6 +268,22 @@ impl World<'_> {
         }
         let boot = member.boot;
         self.after(limit, Event::Off { member: number, boot });
+    }
+
+    /// Nothing runs while people move directories about.
+    fn reorder(&mut self, number: usize) {
+        if self.healing || self.members[number].machine.is_none() {
+            return;
+        }
+        if self.rng.chance(1, 2) {
+            let closed = self.members[number].machine.as_mut().map(|machine| machine.close());
+            self.say(|| format!("member {number} is closed: {closed:?}"));
+        }
+        self.end_process(number);
+        let times = self.rng.between(20, 120);
+        self.users(number, |crowd, fs, _| crowd.reorder(fs, times));
+        let delay = *self.rng.pick(&[50_000, 3_000_000, 60_000_000]).unwrap_or(&50_000);
+        self.after(delay, Event::Up { member: number });
     }
 
     fn restart(&mut self, number: usize) {

@@ -317,6 +317,28 @@ impl Crowd {
         }
     }
 
+    /// Moves directories into each other and into new ones, so often, under few names: so that most names are left by one and
+    /// taken by another.
+    pub(crate) fn reorder(&mut self, fs: &SimFs, times: u64) {
+        let done = self.done;
+        for _ in 0..times {
+            let tree = fs.tree();
+            let into = if self.rng.chance(1, 4) { Path::new() } else { self.directory(&tree) };
+            let to = join(&into, self.called[self.rng.index(3)]);
+            let from = self.of_kind(&tree, Some(Kind::Directory)).filter(|_| self.rng.chance(2, 3));
+            let op = match from {
+                Some(from) if !to.starts_with(&join(&from, b"")) => Op::Rename(from, to),
+                _ => Op::Mkdir(to),
+            };
+            let taken = matches!(&op, Op::Mkdir(to) | Op::Rename(_, to) if self.there(&tree, to).is_some());
+            if !taken {
+                // A move into itself by another case of its name fails.
+                let _ = self.act(fs, &op, &mut None);
+            }
+        }
+        self.done = done;
+    }
+
     /// The member is in the middle of something: somebody may act, or the machine stop.
     pub(crate) fn interlope(&mut self, fs: &SimFs, call: Call) {
         if let Some(Ambush::Call { call: awaited, left, steps }) = &mut self.ambush

@@ -514,7 +514,7 @@ impl<'a> World<'a> {
         self.users(number, Crowd::run);
     }
 
-    fn users(&mut self, number: usize, act: impl FnOnce(&mut Crowd, &SimFs, u64)) {
+    pub(crate) fn users(&mut self, number: usize, act: impl FnOnce(&mut Crowd, &SimFs, u64)) {
         let member = &mut self.members[number];
         member.set_clock(self.now);
         // While the machine is off nobody can use it; the daemon may be down, though.
