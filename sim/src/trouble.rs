@@ -130,6 +130,8 @@ impl World<'_> {
                 let member = &mut self.members[member];
                 if member.image.is_none() && member.power.is_on() {
                     member.image = Some((member.fs.image(), member.kv.image()));
+                    let settled = member.machine.as_ref().is_some_and(|machine| machine.settled());
+                    member.image_rested = settled && !member.fs.has_hints();
                 }
                 self.some_time(over);
             }

@@ -109,6 +109,8 @@ pub(crate) struct Member {
     pub(crate) place: u64,
     pub(crate) stop: Option<Stop>,
     pub(crate) image: Option<(Image, MemoryKv)>,
+    /// When that was taken the database said of all in the tree what it is.
+    pub(crate) image_rested: bool,
     /// It goes back to its image as soon as a partner has taken in something of its own.
     pub(crate) put_back_after_page: bool,
     pub(crate) mounted: bool,
@@ -674,6 +676,7 @@ fn new_member(plan: &Plan, number: usize, print: bool, rng: &mut Rng) -> Member 
         place: 1000 + number as u64,
         stop: None,
         image: None,
+        image_rested: false,
         put_back_after_page: false,
         mounted: true,
         sync_time: SYNC_TIME,

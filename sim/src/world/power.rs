@@ -170,8 +170,9 @@ impl World<'_> {
         let member = &mut self.members[number];
         let (before, places) = (member.fs.contents(), places(&member.fs));
         member.crowd().die();
-        // By a backup of its files, that is, where all are other objects than in the image of the database.
-        if Rng::new(self.plan.seed ^ self.now).chance(1, 3) {
+        // By a backup of its files, that is, where all are other objects than in the image of the database. What that did not
+        // know of is new then.
+        if member.image_rested && Rng::new(self.plan.seed ^ self.now).chance(1, 2) {
             self.counters.count("members put back file by file");
             member.fs.restore_copied(&image);
         } else {
