@@ -18,6 +18,7 @@ use crate::replica::{Phase, Replica, Result};
 use crate::steps::{Step, broken};
 use crate::tables::Meta;
 
+mod doubt;
 mod identify;
 mod large;
 mod moves;
@@ -25,7 +26,6 @@ mod read;
 mod record;
 
 pub(crate) use large::Large;
-use read::has_zeros;
 pub(crate) use read::{read_all, written_since};
 
 /// How often, in microseconds, directories that something is mounted over are looked at, and how many at most; the others
@@ -308,22 +308,6 @@ where
         Ok(())
     }
 
-    /// Is it empty, or has it runs of zeros, or does it come from the future?
-    fn is_torn(&mut self, modified: &Modified) -> Result<bool> {
-        let seconds = |at: Hlc| i64::try_from(at.0 / 1_000_000).unwrap_or(i64::MAX);
-        let written = modified.stat.stamp.mtime.seconds;
-        if self.compared_at.is_some_and(|at| (seconds(at)..=seconds(self.now)).contains(&written)) {
-            return Ok(false);
-        }
-        Ok(modified.stat.stamp.size == 0
-            || written > seconds(self.now) + 60
-            || match self.open_node(modified.node.parent)? {
-                Ok(Some(dir)) => has_zeros(&self.fs, &dir, &modified.node.name).unwrap_or(true),
-                Ok(None) => false,
-                Err(_) => true,
-            })
-    }
-
     /// Entries looked at in one batch. Of a first scan fewer, and at its start still fewer: partners fetch what is
     /// recorded while the rest is hashed.
     fn batch_entries(&self) -> usize {
@@ -334,42 +318,6 @@ where
             true => 4,
         };
         limit.div_ceil(share)
-    }
-
-    /// After a power cut: what is empty, has runs of zeros, or comes from the future, is no edit (design, section 11). Nor is
-    /// what a disk that failed to write made of a file: other bytes under the time that they had.
-    fn doubt(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
-        let mut doubtful = Vec::new();
-        for modified in batch.modified.iter_mut().filter(|m| !m.dropped && m.stat.kind == Kind::File) {
-            let Some((value, provisional)) = modified.content.clone() else { continue };
-            let recorded = modified.node.content.as_ref();
-            if recorded.is_none_or(|c| c.value == value || c.bytes.is_none()) {
-                continue;
-            }
-            let known_as = self.with_what_was_given(modified.node.clone(), &modified.stat, None);
-            let lost = self.is_lost(&known_as, &modified.stat, &value);
-            if lost || self.suspect && self.is_torn(modified)? {
-                modified.dropped = true;
-                doubtful.push((modified.node.clone(), modified.stat.clone(), value, provisional));
-            }
-        }
-        if doubtful.is_empty() {
-            return Ok(());
-        }
-        self.records.begin()?;
-        for (old, stat, value, provisional) in doubtful {
-            let node =
-                Node { stamp: stat.stamp, content: Some(crate::adopt::candidate(value, provisional)), ..old.clone() };
-            nodes::put(self.records.kv_mut(), Some(&old), &node)?;
-            self.unsynced.looked_at(&node.object);
-            if let Some(uid) = node.uid {
-                self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
-                self.due.insert(nodes::uid_key(uid).to_vec());
-            }
-        }
-        self.records.commit()?;
-        self.work_at = Some(self.now);
-        Ok(())
     }
 
     /// Looks at an entry again after a while; with an empty name at the whole of the directory. What waits for that already is
@@ -578,50 +526,6 @@ where
         self.again_later(parent, name);
         self.unsettled_for(parent, name, Unrecorded::Unreadable);
         Ok(())
-    }
-
-    /// Something happened to an entry, and its stamp is as the database has it: somebody may have set an xattr or an ACL in
-    /// the very tick of the clock in which we wrote it.
-    fn differs_unseen(&self, dir: &F::Dir, stat: &Stat, node: &Node) -> bool {
-        // What is made in a directory moves all of its stamp, and counts for itself.
-        let same = match node.is_dir() {
-            true => stat.stamp.ctime == node.stamp.ctime,
-            false => stat.stamp == node.stamp,
-        };
-        same && stat.object == node.object
-            && !stat.foreign
-            && self.fs.has_attributes(dir, &node.name, stat, &node.attributes).is_ok_and(|has| !has)
-    }
-
-    /// Is what is there a copy of what the database has there, which is nowhere any more? So it is where a backup brought a
-    /// tree back file by file: nobody did anything to it.
-    fn is_copy(&self, node: &Node, stat: &Stat, scanning: bool) -> Result<bool> {
-        let same = node.stamp.mtime == stat.stamp.mtime && (node.is_dir() || node.stamp.size == stat.stamp.size);
-        // What is made and removed in a directory moves its time. Whoever made it anew while we were away put something into it,
-        // or it is nothing to keep.
-        let continued = scanning && node.is_dir();
-        let alike = node.kind == stat.kind && node.object != stat.object && (same || continued);
-        Ok(alike
-            && nodes::by_object(self.records.kv(), &stat.object)?.is_empty()
-            && matches!(self.fs.locate(&node.object), Ok(None)))
-    }
-
-    /// Notes the objects of copies.
-    fn take_copies(&mut self, batch: &mut Batch<F::Dir>) -> Result<()> {
-        if batch.copies.is_empty() {
-            return Ok(());
-        }
-        self.records.begin()?;
-        for copy in std::mem::take(&mut batch.copies) {
-            let Some(old) = nodes::get(self.records.kv(), copy.id)? else { continue };
-            nodes::put(self.records.kv_mut(), Some(&old), &Node { object: copy.object, ..old.clone() })?;
-            if copy.kind == Kind::Directory {
-                // What lies in it could not be looked at as what it is.
-                self.scan.at_last(copy.id);
-                self.scanning |= batch.scanning;
-            }
-        }
-        Ok(self.records.commit()?)
     }
 
     /// One entry, as it is and as the database has it. `hidden`: it differs though its stamp does not.
