@@ -16,7 +16,7 @@ use super::{Batch, Found, Parent};
 use super::{Read, Task, Unrecorded};
 use crate::beside::Beside;
 use crate::events::EventKind;
-use crate::nodes::{self, Node, NodeId, OnDisk};
+use crate::nodes::{self, Node, NodeId, OnDisk, ROOT_NODE};
 use crate::replica::{Replica, Result};
 use crate::steps::{Step, broken};
 
@@ -243,6 +243,11 @@ where
                     drop.push(at);
                 }
             }
+            for at in 0..batch.found.len() {
+                if self.would_lie_in_itself(batch, at)? {
+                    drop.push(at);
+                }
+            }
             if stay.is_empty() && drop.is_empty() {
                 return Ok(());
             }
@@ -254,6 +259,37 @@ where
                 self.drop_found(batch, at)?;
             }
         }
+    }
+
+    /// Was a directory moved into one that the database has in it, since that one's own move is left for later?
+    fn would_lie_in_itself(&self, batch: &Batch<F::Dir>, at: usize) -> Result<bool> {
+        let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { return Ok(false) };
+        let Some(own) = found.moved.as_ref().filter(|n| n.is_dir()).map(|n| n.id) else { return Ok(false) };
+        let mut above = found.parent;
+        for _ in 0..4096 {
+            let (id, moved) = match above {
+                Parent::Found(at) => match batch.found.get(at) {
+                    Some(found) => (found.moved.as_ref().map(|n| n.id), Some(found)),
+                    None => return Ok(false),
+                },
+                Parent::Node(id) => {
+                    let is = |f: &&Found<F::Dir>| !f.dropped && f.moved.as_ref().is_some_and(|n| n.id == id);
+                    (Some(id), batch.found.iter().find(is))
+                }
+            };
+            if id == Some(own) {
+                return Ok(true);
+            }
+            above = match (moved, id) {
+                (Some(found), _) => found.parent,
+                (None, Some(id)) if id != ROOT_NODE => match nodes::get(self.records.kv(), id)? {
+                    Some(node) => Parent::Node(node.parent),
+                    None => return Ok(false),
+                },
+                _ => return Ok(false),
+            };
+        }
+        Ok(false)
     }
 
     /// Where names that differ may be one name: those of the entries that are still to be looked at, in the directories of
