@@ -425,6 +425,10 @@ where
     fn refuse(&mut self, link: LinkId, want: &Want, _for_good: bool) {
         let Some(wanted) = self.fetching.wanted.get_mut(&want.uid).filter(|w| w.hash == want.hash) else { return };
         wanted.refused.insert(link);
+        // It may have been asked for an earlier wish for that content, and somebody else for this one.
+        if wanted.asked.is_some_and(|asked| asked != link) {
+            return;
+        }
         wanted.asked = None;
         wanted.asked_to = wanted.received;
         self.fetching.idle.insert(want.uid);
