@@ -38,6 +38,8 @@ pub(crate) struct Wanted<File> {
     refused: BTreeSet<LinkId>,
     /// The link that it is asked of.
     asked: Option<LinkId>,
+    /// Nobody had it, or the rest of it, when all were asked: what can be had does not wait for it.
+    nobody: bool,
     /// Bytes asked for so far, and written so far.
     asked_to: u64,
     pub(crate) received: u64,
@@ -132,8 +134,9 @@ impl<File> Fetching<File> {
         !self.requests.is_empty()
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.wanted.is_empty()
+    /// Is anything wanted that somebody may have?
+    fn expected(&self) -> bool {
+        self.wanted.values().any(|wanted| !wanted.nobody)
     }
 
     /// A partner holds now what it had refused: ask again. No UIDs: whatever it had refused.
@@ -217,7 +220,7 @@ where
         let full = self.fetching.wanted.len() + self.ready.len() >= limits.window_items
             || self.fetching.bytes + self.ready.small_bytes() + weight > limits.window_bytes
             || (large && self.staged_bytes(uid) + size > limits.staging_bytes);
-        if full && !(self.fetching.is_empty() && self.ready.len() == 0) {
+        if full && (self.fetching.expected() || self.ready.len() > 0) {
             return Ok(false);
         }
         let (file, received) = self.go_on_with(uid, &hash)?.unzip();
@@ -230,6 +233,7 @@ where
             size,
             refused: BTreeSet::new(),
             asked: None,
+            nobody: false,
             asked_to: received,
             received,
             file,
@@ -266,6 +270,7 @@ where
                 if wanted.asked.is_none() {
                     if partners.iter().all(|id| wanted.refused.contains(id)) {
                         nobody.push((*uid, wanted.version));
+                        wanted.nobody = true;
                     }
                     if !wanted.refused.is_empty() && wanted.received == 0 && hopeless.len() < AGAIN {
                         hopeless.push(*uid);
@@ -274,15 +279,19 @@ where
                     self.fetching.idle.insert(*uid);
                 }
             }
-            for (uid, version) in nobody {
+            for &(uid, version) in &nobody {
                 self.nobody_has(uid, version)?;
+            }
+            // What waits for room in the window goes first: it may be what can be had.
+            if self.window_full && !(nobody.is_empty() && hopeless.is_empty()) {
+                self.window_full = false;
+                self.work_at = Some(self.now);
             }
             // Nobody had it: it may have come to lie here meanwhile, preserved or under another name.
             for uid in hopeless {
                 self.fetching.forget(uid);
-                // It comes again after a while; meanwhile the window has room for what can be had.
+                // It comes again after a while.
                 self.due_at(uid, crate::replica::Waiting::Nobody);
-                self.window_full = false;
             }
         }
         if self.fetching.idle.is_empty() {
@@ -438,10 +447,15 @@ where
     fn take_piece(&mut self, link: LinkId, want: &Want, bytes: Bytes) -> Result<Option<Arrived>> {
         self.counters.content_received += bytes.len() as u64;
         let Some(wanted) = self.fetching.wanted.get_mut(&want.uid) else { return Ok(None) };
-        if wanted.hash != want.hash || wanted.asked != Some(link) || want.offset != wanted.received {
+        if wanted.hash != want.hash || want.offset != wanted.received {
             return Ok(None);
         }
-        if wanted.size <= u64::from(self.config.limits.piece_bytes) {
+        let small = wanted.size <= u64::from(self.config.limits.piece_bytes);
+        // All of a content is welcome whoever is asked for it by now; pieces come in order from one.
+        if !small && wanted.asked != Some(link) {
+            return Ok(None);
+        }
+        if small {
             if *blake3::hash(&bytes).as_bytes() != wanted.hash {
                 self.wrong_content(link, want);
                 return Ok(None);
@@ -523,6 +537,7 @@ where
             crate::install::write_sparse(&self.fs, file, bytes, want.offset)?;
             hasher.update(bytes);
             wanted.received += bytes.len() as u64;
+            wanted.nobody = false;
             // On its way to the disk while the rest comes: less is left to wait for when all of it must be there.
             let begun = wanted.received - wanted.received % WRITE_BACK_BYTES;
             if begun > want.offset {

@@ -7,6 +7,7 @@ mod couple;
 mod crashes;
 mod cycles;
 mod failing;
+mod fetched;
 mod meanwhile;
 mod merged;
 mod names;

@@ -4,14 +4,14 @@ use std::collections::VecDeque;
 
 use anabranch_member::{Config, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
 use anabranch_model::{FolderId, Hlc, Names, ReplicaId};
-use anabranch_net::message::Message;
+use anabranch_net::message::{Message, Want};
 use anabranch_store::MemoryKv;
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, Mode, SimClock, SimFs, Tree};
 use anabranch_volume::watch::Hint;
 
-struct Member {
-    fs: SimFs,
-    replica: Replica<SimFs, MemoryKv>,
+pub(crate) struct Member {
+    pub(crate) fs: SimFs,
+    pub(crate) replica: Replica<SimFs, MemoryKv>,
 }
 
 impl Member {
@@ -40,23 +40,29 @@ impl Member {
     }
 }
 
-struct World {
+pub(crate) struct World {
     now: u64,
     clock: SimClock,
-    members: Vec<Member>,
+    pub(crate) members: Vec<Member>,
     /// (link, downstream, upstream)
     links: Vec<(u64, usize, usize)>,
     events: Vec<String>,
+    /// On these links pieces are under way until somebody takes them from [`Self::held`].
+    pub(crate) hold: Vec<LinkId>,
+    /// Who is to get which pieces on which link.
+    pub(crate) held: Vec<(usize, LinkId, Message)>,
+    /// What was asked for, and on which link.
+    pub(crate) asked: Vec<(LinkId, Want)>,
 }
 
 const START: u64 = 1_700_000_000_000_000;
 
 impl World {
-    fn new(pairs: &[(usize, usize)], prepare: impl Fn(usize, &SimFs)) -> Self {
+    pub(crate) fn new(pairs: &[(usize, usize)], prepare: impl Fn(usize, &SimFs)) -> Self {
         Self::with_limits(pairs, Limits::default(), prepare)
     }
 
-    fn with_limits(pairs: &[(usize, usize)], limits: Limits, prepare: impl Fn(usize, &SimFs)) -> Self {
+    pub(crate) fn with_limits(pairs: &[(usize, usize)], limits: Limits, prepare: impl Fn(usize, &SimFs)) -> Self {
         let clock = SimClock::at(START as i64 * 1000);
         let members = (0..3u8)
             .map(|i| {
@@ -66,7 +72,16 @@ impl World {
             })
             .collect();
         let links = pairs.iter().enumerate().map(|(at, &(d, u))| (at as u64, d, u)).collect();
-        let mut world = Self { now: START, clock, members, links, events: Vec::new() };
+        let mut world = Self {
+            now: START,
+            clock,
+            members,
+            links,
+            events: Vec::new(),
+            hold: Vec::new(),
+            held: Vec::new(),
+            asked: Vec::new(),
+        };
         for (link, down, up) in world.links.clone() {
             world.give(up, Input::LinkUp(LinkId(link), Partner::Downstream));
             world.give(down, Input::LinkUp(LinkId(link), Partner::Upstream));
@@ -74,7 +89,7 @@ impl World {
         world
     }
 
-    fn give(&mut self, to: usize, input: Input) {
+    pub(crate) fn give(&mut self, to: usize, input: Input) {
         let mut queue = VecDeque::from([(to, input)]);
         while let Some((to, input)) = queue.pop_front() {
             self.members[to].replica.handle(Hlc(self.now), input).unwrap();
@@ -84,7 +99,14 @@ impl World {
                         let message: Message = envelope.message;
                         let &(_, down, up) = self.links.iter().find(|l| l.0 == link.0).unwrap();
                         let other = if to == down { up } else { down };
-                        queue.push_back((other, Input::Received(link, message)));
+                        if let Message::Fetch { wants, .. } = &message {
+                            self.asked.extend(wants.iter().map(|want| (link, want.clone())));
+                        }
+                        if self.hold.contains(&link) && matches!(message, Message::Pieces { .. }) {
+                            self.held.push((other, link, message));
+                        } else {
+                            queue.push_back((other, Input::Received(link, message)));
+                        }
                     }
                     Output::Close(link, reason) => panic!("link {} closed: {reason}", link.0),
                     Output::Report(event) => self.events.push(format!("m{to}: {event}")),
@@ -106,7 +128,7 @@ impl World {
     }
 
     /// Runs for so many seconds, whatever is due then.
-    fn run(&mut self, seconds: u64) {
+    pub(crate) fn run(&mut self, seconds: u64) {
         let until = self.now + seconds * 1_000_000;
         while self.now < until {
             self.now += 100_000;
@@ -119,7 +141,7 @@ impl World {
     }
 
     /// Runs until nothing is due within a minute.
-    fn settle(&mut self) {
+    pub(crate) fn settle(&mut self) {
         for _ in 0..20_000 {
             let mut quiet = true;
             for at in 0..self.members.len() {
@@ -150,7 +172,7 @@ impl World {
         );
     }
 
-    fn equal(&mut self) {
+    pub(crate) fn equal(&mut self) {
         self.settle();
         let tree = brief(&self.members[0].fs.tree());
         for (at, member) in self.members.iter().enumerate() {
@@ -176,7 +198,7 @@ fn brief(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
-const MESH: &[(usize, usize)] = &[(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)];
+pub(crate) const MESH: &[(usize, usize)] = &[(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)];
 const CHAIN: &[(usize, usize)] = &[(0, 1), (1, 0), (1, 2), (2, 1)];
 
 #[test]
