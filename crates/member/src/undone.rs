@@ -13,22 +13,44 @@ use anabranch_volume::fs::Object;
 
 use crate::nodes;
 
-/// Rows of the table Meta: this, and the object; then the UID, that of the directory, each of 24 bytes, and the name.
-const PREFIX: &[u8] = b"undone.";
-/// Behind every key with that prefix.
-const BEHIND: &[u8] = b"undone/";
+/// Rows of the table Meta: this, and the object; then the UID, that of the directory, each of 24 bytes, the object of the
+/// directory behind its length, and the name.
+const PREFIX: &[u8] = b"put.";
 /// Rows of the table Meta: this, and the object; then the time, and the attributes.
 const GIVEN: &[u8] = b"given.";
 /// Most that are remembered; more than a few batches fail only where the disk is broken.
 const UNDONE_MAX: usize = 100_000;
 const UID_BYTES: usize = 24;
 
-/// For which UID something was put where: the UID of the directory, and the name.
+/// For which UID something was put where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Put {
     pub(crate) uid: Uid,
+    /// The UID of the directory, as it was by then: the database may have taken that back as well.
     pub(crate) within: Uid,
+    /// The directory itself.
+    pub(crate) directory: Object,
     pub(crate) name: Vec<u8>,
+}
+
+impl Put {
+    fn encode(&self) -> Vec<u8> {
+        let mut out = Writer::default();
+        out.raw(&nodes::uid_key(self.uid));
+        out.raw(&nodes::uid_key(self.within));
+        out.bytes(&self.directory.0);
+        out.raw(&self.name);
+        out.0
+    }
+
+    fn decode(bytes: &[u8]) -> Result<Self, KvError> {
+        let damaged = |error: DecodeError| KvError::damaged("read what was put somewhere", error);
+        let mut input = Reader(bytes);
+        let uid = nodes::read_uid(&input.array::<UID_BYTES>().map_err(damaged)?)?;
+        let within = nodes::read_uid(&input.array::<UID_BYTES>().map_err(damaged)?)?;
+        let directory = Object(input.bytes(255, "an object").map_err(damaged)?.into());
+        Ok(Self { uid, within, directory, name: input.0.to_vec() })
+    }
 }
 
 /// What something was given where it lies.
@@ -91,11 +113,8 @@ impl Undone {
     /// What was left by the last life.
     pub(crate) fn load(kv: &impl Kv) -> Result<Self, KvError> {
         let mut objects = BTreeMap::new();
-        for (key, value) in kv.range(Table::Meta, PREFIX, Some(BEHIND), UNDONE_MAX)? {
-            let uid = |from: usize| nodes::read_uid(value.get(from..from + UID_BYTES).unwrap_or_default());
-            let name = value.get(2 * UID_BYTES..).unwrap_or_default().to_vec();
-            let put = Put { uid: uid(0)?, within: uid(UID_BYTES)?, name };
-            objects.insert(Object(key[PREFIX.len()..].into()), put);
+        for (key, value) in kv.range(Table::Meta, PREFIX, after_prefix(PREFIX).as_deref(), UNDONE_MAX)? {
+            objects.insert(Object(key[PREFIX.len()..].into()), Put::decode(&value)?);
         }
         let mut given = BTreeMap::new();
         for (key, value) in kv.range(Table::Meta, GIVEN, after_prefix(GIVEN).as_deref(), UNDONE_MAX)? {
@@ -110,9 +129,8 @@ impl Undone {
         if self.objects.len() >= UNDONE_MAX {
             return Ok(());
         }
-        let value = [&nodes::uid_key(put.uid)[..], &nodes::uid_key(put.within), &put.name].concat();
         let key = key(PREFIX, &object);
-        kv.put(Table::Meta, &key, &value)?;
+        kv.put(Table::Meta, &key, &put.encode())?;
         self.noted.retain(|noted| *noted != key);
         self.objects.insert(object, put);
         Ok(())

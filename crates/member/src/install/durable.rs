@@ -169,7 +169,8 @@ where
         let mut after = Vec::new();
         for id in &batch.moved {
             let Some(node) = nodes::get(self.records.kv(), *id)? else { continue };
-            after.push((self.node_uid(node.parent)?, node));
+            let directory = nodes::get(self.records.kv(), node.parent)?.map(|parent| parent.object);
+            after.push((self.node_uid(node.parent)?.zip(directory), node));
         }
         self.records.rollback()?;
         let mut places = Vec::new();
@@ -177,8 +178,8 @@ where
         for (within, node) in after {
             let before = nodes::get(self.records.kv(), node.id)?;
             let elsewhere = before.as_ref().is_none_or(|b| (b.parent, &b.name) != (node.parent, &node.name));
-            if let (true, Some(within), Some(uid)) = (elsewhere, within, node.uid) {
-                let put = Put { uid, within, name: node.name.clone() };
+            if let (true, Some((within, directory)), Some(uid)) = (elsewhere, within, node.uid) {
+                let put = Put { uid, within, directory, name: node.name.clone() };
                 self.undone.add(self.records.kv_mut(), node.object.clone(), put)?;
             }
             let changed = before.as_ref().is_some_and(|b| {

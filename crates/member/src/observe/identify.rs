@@ -179,13 +179,19 @@ where
 
     /// Did we make it or move it there ourselves, and could not make that durable? Then the UID for which we did.
     pub(super) fn undone_there(&self, batch: &Batch<F::Dir>, found: &Found<F::Dir>) -> Option<Uid> {
-        let put = self.undone.get(&found.stat.object)?;
-        let within = match found.parent {
-            Parent::Node(id) => self.node_uid(id).ok().flatten(),
-            Parent::Found(above) => batch.found.get(above).and_then(|above| above.uid),
+        let put = self.undone.get(&found.stat.object).filter(|put| found.name.bytes() == put.name)?;
+        let (within, directory) = match found.parent {
+            Parent::Node(id) => {
+                (self.node_uid(id).ok().flatten(), nodes::get(self.records.kv(), id).ok().flatten().map(|n| n.object))
+            }
+            Parent::Found(above) => {
+                let above = batch.found.get(above)?;
+                (above.uid, Some(above.stat.object.clone()))
+            }
         };
-        let within = self.shown_in_its_place(within?).ok()?;
-        let there = within == self.shown_in_its_place(put.within).ok()? && found.name.bytes() == put.name;
+        // That the directory had become another's may have been taken back, too.
+        let there = directory == Some(put.directory.clone())
+            || self.shown_in_its_place(within?).ok()? == self.shown_in_its_place(put.within).ok()?;
         there.then_some(put.uid)
     }
 

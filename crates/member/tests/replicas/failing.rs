@@ -1,7 +1,7 @@
 //! Calls of a disk fail for a while: what was begun then leaves nothing behind.
 
 use crate::couple::{Change, Couple, expect_equal, settle};
-use anabranch_member::{Input, Limits};
+use anabranch_member::{EventKind, Input, Limits};
 use anabranch_model::{Sequence, Timestamp};
 use anabranch_volume::simulated::{Call, DiskConfig, Fault, Faults, SimFs};
 
@@ -144,6 +144,41 @@ fn directories_that_could_not_be_made_durable_are_no_users_own() {
         "moved into a new one, and both removed",
     );
     made(&|fs| fs.mkdir(b"made").unwrap(), &|fs| fs.rename(b"made", b"desk/other").unwrap(), "made and moved on");
+}
+
+/// A directory that was removed and made anew is one on the second one's disk; that it had become the new one is taken back
+/// together with what was moved into it.
+#[test]
+fn what_was_moved_into_a_directory_made_anew_is_no_users_doing() {
+    for anew in [false, true] {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
+            fs.mkdir(b"desk").unwrap();
+            fs.write(b"desk/lamp", b"bright").unwrap();
+            fs.write(b"notes", b"there from the beginning").unwrap();
+        });
+        couple.connect();
+        settle(&mut couple);
+        couple.disconnect();
+        couple.change(&[
+            &|fs| fs.remove_tree(b"desk").unwrap(),
+            &|fs| fs.mkdir(b"desk").unwrap(),
+            &|fs| fs.rename(b"notes", b"desk/notes").unwrap(),
+            &|fs| fs.chmod(b"desk/notes", 0o600).unwrap(),
+        ]);
+        let failing = [Call::SyncAll, Call::SyncFile];
+        couple.members[1].fs.faults(|f| failing.iter().for_each(|call| f.set(*call, Fault::Io, 1_000_000)));
+        couple.connect();
+        // It is looked at before the batch is done once more.
+        let undone = |couple: &Couple| couple.reports.iter().any(|(_, event)| event.kind == EventKind::CannotInstall);
+        assert!((0..STEPS).any(|_| undone(&couple) || !couple.step()), "nothing failed");
+        assert!(couple.members[1].fs.exists(b"desk/notes"), "it was moved");
+        couple.members[1].fs.faults(Faults::clear);
+        if anew {
+            couple.restart(Limits::default());
+        }
+        settle(&mut couple);
+        expect_equal(&couple, &format!("anew: {anew}"));
+    }
 }
 
 /// What an install put in place just before the daemon ended has the time that it was given. A touch of somebody else may come
