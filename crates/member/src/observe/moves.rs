@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::io;
 
 use anabranch_engine::kv::Kv;
-use anabranch_model::{Name, is_reserved};
+use anabranch_model::{Name, Names, fold, is_reserved};
 use anabranch_volume::fs::{Fs, Kind, Object};
 
 use super::DEEPEST;
@@ -189,7 +189,7 @@ where
                         return Ok(());
                     }
                     self.reach(batch, seen, &directory, 0)?;
-                    self.look(batch, seen, here.0, here.1)?;
+                    self.look_at_alike(batch, seen, here.0, &here.1)?;
                     let found = batch.found.iter().any(|f| f.stat.object == node.object);
                     if !found && self.is_preserved_below(&directory) {
                         batch.put_back.insert(node.id);
@@ -290,6 +290,28 @@ where
         batch.found.iter().position(|f| f.dir.is_some() && f.stat.object == *directory)
     }
 
+    /// Looks at an entry that something else led to, and at what the database has there by a name that is one with it: nothing
+    /// else may have been looked at there yet, and what left such a name is recorded together with what takes it.
+    fn look_at_alike(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        parent: NodeId,
+        name: &[u8],
+    ) -> Result<()> {
+        self.look(batch, seen, parent, name.to_vec())?;
+        if self.config.names == Names::Bytes {
+            return Ok(());
+        }
+        let key = fold(name, self.config.names).into_owned();
+        for child in nodes::children(self.records.kv(), parent, None, usize::MAX)? {
+            if child.name != name && *fold(&child.name, self.config.names) == key {
+                self.look(batch, seen, parent, child.name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Looks at an entry of a directory that was reached, and enters what it finds.
     fn look_in_reached(
         &mut self,
@@ -299,7 +321,7 @@ where
         name: &[u8],
     ) -> Result<()> {
         if let Some(parent) = self.dir_node(directory)? {
-            self.look(batch, seen, parent, name.to_vec())?;
+            self.look_at_alike(batch, seen, parent, name)?;
         } else if let Some(at) = Self::entered(batch, directory)
             && !batch.found.iter().any(|f| f.parent == Parent::Found(at) && f.name.bytes() == name)
         {

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use anabranch_engine::MemoryKv;
 use anabranch_engine::kv::{Kv, KvError, Pair, Table};
 use anabranch_member::{Config, Event, Input, Limits, LinkId, Output, Partner, RecoveryPolicy, Replica};
-use anabranch_model::{Content, FolderId, Hlc, ReplicaId, Uid};
+use anabranch_model::{Content, FolderId, Hlc, Names, ReplicaId, Uid};
 use anabranch_net::message::{Message, Piece};
 use anabranch_volume::simulated::{DiskConfig, Power, SimClock, SimFs, Thing};
 use anabranch_volume::watch::Hint;
@@ -89,6 +89,8 @@ pub(crate) struct Couple {
     pub(crate) merged: bool,
     /// Machine and file system of each.
     pub(crate) places: [u8; 2],
+    /// Which names are one in the folder.
+    pub(crate) names: Names,
     /// Daemons die, and machines stay up.
     pub(crate) same_boot: bool,
     /// What they reported, and who.
@@ -98,6 +100,11 @@ pub(crate) struct Couple {
 impl Couple {
     /// The disk of the second is configured so; `prepare` fills the first one's.
     pub(crate) fn new(limits: Limits, second: DiskConfig, prepare: impl Fn(&SimFs)) -> Self {
+        Self::with_names(Names::Bytes, limits, second, prepare)
+    }
+
+    /// So, where these names are one.
+    pub(crate) fn with_names(names: Names, limits: Limits, second: DiskConfig, prepare: impl Fn(&SimFs)) -> Self {
         // `ANABRANCH_LOG=debug` prints what the members do.
         let filter = tracing_subscriber::EnvFilter::from_env("ANABRANCH_LOG");
         drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().without_time().try_init());
@@ -120,6 +127,7 @@ impl Couple {
             spoil: false,
             merged: false,
             places: [0, 1],
+            names,
             same_boot: false,
             reports: Vec::new(),
         };
@@ -140,7 +148,7 @@ impl Couple {
             members: vec!["m0".into(), "m1".into()],
             primary: at == 0,
             keep_beside: false,
-            names: anabranch_model::Names::Bytes,
+            names: self.names,
             recovery: RecoveryPolicy::Auto,
             boot: vec![if self.same_boot { 1 } else { member.boots }],
             place: vec![place],

@@ -2,12 +2,17 @@
 //! whatever else, and took whose name.
 
 use crate::couple::{Couple, expect_equal, expect_known, settle};
-use anabranch_member::Limits;
+use anabranch_member::{EventKind, Limits};
+use anabranch_model::Names;
 use anabranch_volume::simulated::{DiskConfig, SimFs};
 
 /// The first member is down while its users do this; both come out in step, and know all of it.
 fn meanwhile(limits: Limits, prepare: impl Fn(&SimFs), deed: impl Fn(&SimFs), when: &str) {
-    let mut couple = Couple::new(limits, DiskConfig::default(), prepare);
+    meanwhile_with(Names::Bytes, limits, prepare, deed, when);
+}
+
+fn meanwhile_with(names: Names, limits: Limits, prepare: impl Fn(&SimFs), deed: impl Fn(&SimFs), when: &str) {
+    let mut couple = Couple::with_names(names, limits, DiskConfig::default(), prepare);
     couple.same_boot = true;
     couple.connect();
     settle(&mut couple);
@@ -23,6 +28,9 @@ fn meanwhile(limits: Limits, prepare: impl Fn(&SimFs), deed: impl Fn(&SimFs), wh
     settle(&mut couple);
     expect_equal(&couple, when);
     expect_known(&couple, when);
+    // Nobody else wrote, so nothing lost against anything.
+    let lost: Vec<_> = couple.reports.iter().filter(|(_, event)| event.kind == EventKind::Conflict).collect();
+    assert!(lost.is_empty(), "{when}: {lost:?}");
 }
 
 #[test]
@@ -77,10 +85,16 @@ fn within(dir: &[u8], name: &str) -> Vec<u8> {
 
 /// Makes things and moves directories into each other, so that few names are had by many, and nothing is replaced.
 fn make_and_move(fs: &SimFs, dice: &mut Dice, times: usize) {
+    make_and_move_by(["a", "b", "c"], fs, dice, times);
+}
+
+/// So, with these names; no directory has two that differ only by case.
+fn make_and_move_by(names: [&str; 3], fs: &SimFs, dice: &mut Dice, times: usize) {
     for number in 0..times {
-        let name = ["a", "b", "c"][dice.below(3)];
-        let to = within(&some_directory(fs, dice), name);
-        if fs.exists(&to) {
+        let name = names[dice.below(3)];
+        let dir = some_directory(fs, dice);
+        let to = within(&dir, name);
+        if [name.to_lowercase(), name.to_uppercase()].iter().any(|name| fs.exists(&within(&dir, name))) {
             continue;
         }
         match dice.below(5) {
@@ -113,5 +127,18 @@ fn whatever_is_moved_into_whatever_else_and_does_not_fit_into_one_batch() {
         let prepare = |fs: &SimFs| make_and_move(fs, &mut Dice(seed << 20), 60);
         let deed = |fs: &SimFs| make_and_move(fs, &mut Dice(seed << 21 | 1), 200);
         meanwhile(few, prepare, deed, &format!("seed {seed}"));
+    }
+}
+
+/// Names that differ only by case are one name, and whoever leaves one of them gives it to the other.
+#[test]
+fn whatever_is_moved_into_whatever_else_where_case_makes_no_difference() {
+    let few = Limits { batch_entries: 4, ..Limits::default() };
+    for seed in 1..300 {
+        for limits in [Limits::default(), few] {
+            let prepare = |fs: &SimFs| make_and_move_by(["a", "A", "b"], fs, &mut Dice(seed << 20), 60);
+            let deed = |fs: &SimFs| make_and_move_by(["a", "A", "b"], fs, &mut Dice(seed << 21 | 1), 200);
+            meanwhile_with(Names::Windows, limits, prepare, deed, &format!("seed {seed}"));
+        }
     }
 }
