@@ -73,6 +73,8 @@ where
         let Some(uid) = uid else { return Ok(()) };
         let key = nodes::uid_key(uid);
         self.records.kv_mut().put(Table::Todo, &key, &[])?;
+        // It was to be taken out of where something else is now.
+        batch.removals.retain(|removal| removal.node.uid != Some(uid));
         let times = batch.aside.entry(uid).or_default();
         *times += 1;
         if *times > ASIDE_MAX {

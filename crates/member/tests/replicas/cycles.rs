@@ -1,6 +1,6 @@
 //! Directories that are moved into each other: what becomes of them is said with their paths.
 
-use crate::couple::{Couple, settle};
+use crate::couple::{Couple, expect_equal, settle};
 use anabranch_member::{EventKind, Limits};
 use anabranch_volume::simulated::{DiskConfig, SimFs};
 
@@ -34,4 +34,27 @@ fn a_cycle_of_moves_is_an_event_that_names_both_directories_and_their_places() {
     let [at, within] = &paths[..] else { panic!("{paths:?}") };
     assert_eq!(*within, format!("{at}/a"));
     assert!(said.ends_with(&format!("now `{at}`, `{within}`")), "{said}: {paths:?}");
+}
+
+/// A symlink leaves and a directory gets its name in one batch: the symlink is put aside, and nothing is taken out of its name.
+#[test]
+fn a_directory_that_gets_the_name_of_what_leaves_is_not_taken_out_for_it() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
+        fs.symlink(b"c", b"d").unwrap();
+        fs.mkdir(b"d").unwrap();
+        fs.mkdir(b"d/c").unwrap();
+        fs.write(b"d/c/f", b"stays in its directory").unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    couple.disconnect();
+    couple.change(&[&|fs| {
+        fs.remove(b"c").unwrap();
+        fs.rename(b"d/c", b"c").unwrap();
+    }]);
+    couple.connect();
+    settle(&mut couple);
+    expect_equal(&couple, "a directory for a symlink");
+    let counters = couple.members[1].replica.as_ref().unwrap().counters();
+    assert_eq!(counters.taken_back, 0, "what was put in place was taken out and put back");
 }
