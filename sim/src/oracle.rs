@@ -27,7 +27,7 @@ use anabranch_volume::simulated::{Damage, Deed, SimFs, Thing, Tree, Wreck};
 
 use crate::machine::{Kept, Machine, Named};
 use crate::plan::{Habits, Plan};
-use crate::users::fold_path;
+use crate::users::{Moved, fold_path};
 
 /// One thing that must not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,8 +59,8 @@ struct Fate {
     cut: bool,
     /// Who gave it another path.
     movers: BTreeSet<usize>,
-    /// The file, as its writer goes on writing it: a number of [`Oracle::files`]. None where it was never finished.
-    file: Option<usize>,
+    /// The file, as its writer goes on writing it. None where it was never finished.
+    lines: Lines,
     /// The name that it was given last, and the path that it was moved to last, itself or with its directory.
     name: Vec<u8>,
     path: Vec<u8>,
@@ -68,6 +68,29 @@ struct Fate {
     made: bool,
     /// What the disk damaged to make this of it: who ends one ends the other.
     was: Option<Thing>,
+}
+
+/// Which files a content may be of: numbers of [`Oracle::files`]. Two files that change places, or one that is moved over another,
+/// are still what they were wherever nobody has heard of it.
+#[derive(Clone, Default)]
+struct Lines {
+    /// On members whose users did nothing that says so: all that it ever was.
+    ever: BTreeSet<usize>,
+    of: BTreeMap<usize, BTreeSet<usize>>,
+}
+
+impl Lines {
+    fn on(&self, member: usize) -> &BTreeSet<usize> {
+        self.of.get(&member).unwrap_or(&self.ever)
+    }
+
+    /// A user of this member made it be of these; others hear of it sooner or later.
+    fn set(&mut self, member: usize, files: &BTreeSet<usize>) {
+        for other in self.of.values_mut().chain([&mut self.ever]) {
+            other.extend(files);
+        }
+        self.of.insert(member, files.clone());
+    }
 }
 
 /// Somebody replaced, changed or removed it.
@@ -89,9 +112,8 @@ struct File {
 }
 
 /// What had a name until somebody ended or moved it.
-#[derive(Clone, Copy)]
 struct Left {
-    file: usize,
+    files: BTreeSet<usize>,
     when: u64,
     /// Somebody writes into it: it has its name still.
     rewritten: bool,
@@ -163,10 +185,10 @@ impl Oracle {
         Self { name_memory, ..Self::default() }
     }
 
-    /// The file that had this name until a short while ago, and was moved away here.
-    fn vacated(&self, member: usize, path: &[u8], now: u64) -> Option<usize> {
+    /// What had this name until a short while ago, and was moved away here.
+    fn vacated(&self, member: usize, path: &[u8], now: u64) -> Option<BTreeSet<usize>> {
         let left = self.vacated.get(&(member, path.to_vec()))?;
-        (left.when + self.name_memory > now).then_some(left.file)
+        (left.when + self.name_memory > now).then(|| left.files.clone())
     }
 
     /// Has a member looked at a file since its users made or moved it, and since it was put back itself? Else it need not know that
@@ -176,10 +198,18 @@ impl Oracle {
         !self.returned.contains(&member) && !lists.into_iter().flatten().any(|list| list.contains(&file))
     }
 
-    /// The file that somebody writes into here, or removed from this name a short while ago.
-    fn goes_on(&mut self, member: usize, path: &[u8], now: u64) -> Option<usize> {
+    /// What somebody writes into here, or removed from this name a short while ago.
+    fn goes_on(&mut self, member: usize, path: &[u8], now: u64) -> Option<BTreeSet<usize>> {
         let left = self.ended_last.remove(&(member, path.to_vec()))?;
-        (left.rewritten || left.when + self.name_memory > now).then_some(left.file)
+        (left.rewritten || left.when + self.name_memory > now).then_some(left.files)
+    }
+
+    /// Somebody gave these another path.
+    fn gave_path(&mut self, member: usize, files: &BTreeSet<usize>) {
+        for file in files {
+            self.files[*file].movers.insert(member, u64::MAX);
+        }
+        self.unnoticed.entry(member).or_default().extend(files);
     }
 
     /// A user did this, while his member's clock showed this. `elsewhere` says whether a content is on any other disk.
@@ -193,13 +223,13 @@ impl Oracle {
         match deed {
             Deed::Finished { path, content } => {
                 let goes_on = self.goes_on(member, &path, now).or_else(|| self.vacated(member, &path, now));
-                let file = goes_on.unwrap_or_else(|| {
+                let files = goes_on.unwrap_or_else(|| {
                     self.files.push(File::default());
                     self.unseen.entry(member).or_default().insert(self.files.len() - 1);
-                    self.files.len() - 1
+                    BTreeSet::from([self.files.len() - 1])
                 });
                 let fate = self.fates.entry(content).or_default();
-                fate.file = Some(file);
+                fate.lines.set(member, &files);
                 fate.name = split(&path).1.to_vec();
                 fate.path = path;
                 if fate.finished == 0 {
@@ -211,9 +241,12 @@ impl Oracle {
             }
             Deed::Ended { path, content, rewritten } => {
                 let fate = self.fates.entry(content).or_default();
-                if let Some(file) = fate.file {
-                    self.ended_last.insert((member, path), Left { file, when: now, rewritten });
-                    self.files[file].removers.insert(member);
+                let files = fate.lines.on(member).clone();
+                if !files.is_empty() {
+                    for file in &files {
+                        self.files[*file].removers.insert(member);
+                    }
+                    self.ended_last.insert((member, path), Left { files, when: now, rewritten });
                 }
                 let end = End { who: member, when: now, clock };
                 fate.ended.push(end);
@@ -231,9 +264,12 @@ impl Oracle {
             }
             Deed::Damaged { before, after } => {
                 self.disturbed = Some(now);
-                let file = self.fates.get(&before).and_then(|fate| fate.file);
+                let lines = self.fates.get(&before).map(|fate| fate.lines.clone()).unwrap_or_default();
                 let fate = self.fates.entry(after).or_default();
-                (fate.made, fate.was, fate.file) = (true, Some(before.clone()), fate.file.or(file));
+                (fate.made, fate.was) = (true, Some(before.clone()));
+                if fate.lines.ever.is_empty() {
+                    fate.lines = lines;
+                }
                 self.take(&before, elsewhere);
             }
         }
@@ -244,41 +280,45 @@ impl Oracle {
         self.fates.entry(content).or_default().handled.insert(member);
     }
 
-    /// A user gave what holds this another path: `itself`, or a directory that it is in.
-    pub(crate) fn moved(&mut self, member: usize, now: u64, content: Thing, path: Vec<u8>, itself: bool) {
-        let vacated = self.vacated(member, &path, now);
-        let before = self.ended_last.get(&(member, path.clone()));
-        let before = before.filter(|left| left.when == now).map(|left| left.file);
-        let unknown = before.is_some_and(|file| !self.knows(member, file));
+    /// A user gave something another path.
+    pub(crate) fn moved(&mut self, member: usize, now: u64, Moved { content, from, to, itself }: Moved) {
+        let vacated = self.vacated(member, &to, now);
+        let before = self.ended_last.get(&(member, to.clone()));
+        let before = before.filter(|left| left.when == now).map(|left| left.files.clone());
+        let unknown = before.iter().flatten().any(|file| !self.knows(member, *file));
         let fate = self.fates.entry(content).or_default();
         fate.movers.insert(member);
+        let own = fate.lines.on(member).clone();
         if itself {
-            fate.name = split(&path).1.to_vec();
-            if let Some(file) = fate.file {
-                self.vacated.insert((member, fate.path.clone()), Left { file, when: now, rewritten: false });
-            }
-            // What takes a name goes on with the file that had it until then. Where the member may not know that one, this file
-            // may be what has another path now.
-            if let Some(own) = fate.file.filter(|_| unknown) {
-                self.files[own].movers.insert(member, u64::MAX);
-                self.unnoticed.entry(member).or_default().insert(own);
-            }
-            fate.file = before.or(vacated).or(fate.file);
-            if let Some(file) = fate.file {
-                self.files[file].movers.insert(member, u64::MAX);
-                self.unnoticed.entry(member).or_default().insert(file);
-            }
+            fate.name = split(&to).1.to_vec();
         }
-        fate.path = path;
+        fate.path.clone_from(&to);
+        if !itself || own.is_empty() && before.is_none() && vacated.is_none() {
+            return;
+        }
+        // What takes a name goes on with the file that had it until then. Where the member may not know that one, this file may
+        // be what has another path now.
+        let files = before.or(vacated).unwrap_or_else(|| own.clone());
+        fate.lines.set(member, &files);
+        self.gave_path(member, &files);
+        if unknown {
+            self.gave_path(member, &own);
+        }
+        if !own.is_empty() {
+            self.vacated.insert((member, from), Left { files: own, when: now, rewritten: false });
+        }
     }
 
     /// A user made two files change places: each name goes on with the file that it had, which holds this now.
-    pub(crate) fn swapped(&mut self, [(one, here), (other, there)]: [(Thing, Vec<u8>); 2]) {
-        let file = |oracle: &Self, content| oracle.fates.get(content).and_then(|fate: &Fate| fate.file);
-        let files = [file(self, &other), file(self, &one)];
-        for ((content, path), file) in [(one, here), (other, there)].into_iter().zip(files) {
+    pub(crate) fn swapped(&mut self, member: usize, [(one, here), (other, there)]: [(Thing, Vec<u8>); 2]) {
+        let lines = |content| self.fates.get(content).map(|fate| fate.lines.on(member).clone()).unwrap_or_default();
+        let files = [lines(&other), lines(&one)];
+        for ((content, path), files) in [(one, here), (other, there)].into_iter().zip(files) {
             let fate = self.fates.entry(content).or_default();
-            (fate.file, fate.path) = (file.or(fate.file), path);
+            if !files.is_empty() {
+                fate.lines.set(member, &files);
+            }
+            fate.path = path;
         }
     }
 
@@ -301,8 +341,8 @@ impl Oracle {
     /// does not undo that: what wins then has a place (design, section 4). A member records a move when it looks, perhaps long
     /// after it was made, as where the service was down.
     fn moved_by_another(&self, fate: &Fate, end: End) -> bool {
-        let movers = fate.file.and_then(|file| self.files.get(file)).map(|file| &file.movers);
-        movers.is_some_and(|movers| movers.iter().any(|(mover, latest)| *mover != end.who && *latest >= end.clock))
+        let files = fate.lines.on(end.who).iter().filter_map(|file| self.files.get(*file));
+        files.flat_map(|file| &file.movers).any(|(mover, latest)| *mover != end.who && *latest >= end.clock)
     }
 
     /// A member lost power. `elsewhere` says whether a content is on any other disk.
@@ -517,8 +557,8 @@ impl Oracle {
                 push(format!("member {} ended {}, and it is at /{now}", end.who, show(content)));
             }
             // Who removed the file meanwhile, whatever it held for him, gave it its place: that which it had there.
-            let removers = fate.file.and_then(|file| self.files.get(file)).map_or(0, |file| file.removers.len());
-            if removers > 1 {
+            let files = fate.lines.ever.iter().filter_map(|file| self.files.get(*file));
+            if files.flat_map(|file| &file.removers).collect::<BTreeSet<_>>().len() > 1 {
                 continue;
             }
             let ((directory, name), wanted) = (split(path), split(&fate.path).0);

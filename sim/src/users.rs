@@ -18,6 +18,14 @@ mod choice;
 /// A path in the tree.
 pub(crate) type Path = Vec<u8>;
 
+/// A user gave what holds this another path: `itself`, or a directory that it is in.
+pub(crate) struct Moved {
+    pub(crate) content: Thing,
+    pub(crate) from: Path,
+    pub(crate) to: Path,
+    pub(crate) itself: bool,
+}
+
 /// One step of a program.
 #[derive(Clone, Debug)]
 pub(crate) enum Op {
@@ -103,8 +111,8 @@ pub(crate) struct Crowd {
     pub(crate) retired: bool,
     /// Contents whose place or attributes somebody here changed.
     handled: Vec<Thing>,
-    /// Contents that somebody here gave another path, and which; whether he moved the thing itself, or a directory.
-    moved: Vec<(Thing, Path, bool)>,
+    /// Contents that somebody here gave another path.
+    moved: Vec<Moved>,
     /// Files that somebody here made change places: what each name holds now, and the name.
     swapped: Vec<[(Thing, Path); 2]>,
     log: Vec<String>,
@@ -212,8 +220,8 @@ impl Crowd {
         std::mem::take(&mut self.handled)
     }
 
-    /// Contents that somebody here gave another path since this was last asked, and which.
-    pub(crate) fn take_moved(&mut self) -> Vec<(Thing, Path, bool)> {
+    /// Contents that somebody here gave another path since this was last asked.
+    pub(crate) fn take_moved(&mut self) -> Vec<Moved> {
         std::mem::take(&mut self.moved)
     }
 
@@ -481,27 +489,28 @@ impl Crowd {
     fn note_moved(&mut self, fs: &SimFs, op: &Op) {
         let tree = fs.tree();
         let places = match op {
-            Op::Rename(_, to) => vec![to],
+            Op::Rename(from, to) => vec![(from, to)],
             Op::Swap(one, other) => {
                 let file = |path: &Path| Some((tree.get(path)?.content.clone()?, path.clone()));
                 if let (Some(one), Some(other)) = (file(one), file(other)) {
                     self.swapped.push([one, other]);
                     return;
                 }
-                vec![one, other]
+                vec![(other, one), (one, other)]
             }
             _ => return,
         };
         for (at, entry) in &tree {
-            let below = |to: &&&Path| at == **to || (at.starts_with(to) && at.get(to.len()) == Some(&b'/'));
-            if let (Some(content), Some(to)) = (&entry.content, places.iter().find(below)) {
-                self.moved.push((content.clone(), at.clone(), at == *to));
+            let below = |to: &Path| at == to || (at.starts_with(to) && at.get(to.len()) == Some(&b'/'));
+            if let (Some(content), Some((from, to))) = (&entry.content, places.iter().find(|(_, to)| below(to))) {
+                let from = [from, at.get(to.len()..).unwrap_or_default()].concat();
+                self.moved.push(Moved { content: content.clone(), from, to: at.clone(), itself: at == *to });
             }
         }
     }
 
     /// What an operation takes a name from that is a hard link.
-    fn linked(&self, fs: &SimFs, op: &Op) -> Vec<Thing> {
+    fn linked(&self, fs: &SimFs, op: &Op) -> Vec<(Thing, Path)> {
         match op {
             Op::Remove(path) | Op::RemoveTree(path) => fs.linked_below(path),
             _ => Vec::new(),
@@ -509,15 +518,15 @@ impl Crowd {
     }
 
     /// Who links a file elsewhere and removes the name that it had has moved it.
-    fn note_left(&mut self, fs: &SimFs, removed: Vec<Thing>) {
+    fn note_left(&mut self, fs: &SimFs, removed: Vec<(Thing, Path)>) {
         if removed.is_empty() {
             return;
         }
         let tree = fs.tree();
-        for content in removed {
+        for (content, from) in removed {
             let left = tree.iter().find(|(_, entry)| entry.content.as_ref() == Some(&content));
             if let Some((at, _)) = left {
-                self.moved.push((content, at.clone(), true));
+                self.moved.push(Moved { content, from, to: at.clone(), itself: true });
             }
         }
     }

@@ -562,10 +562,10 @@ impl<'a> World<'a> {
             }
         }
         for files in swapped {
-            self.oracle.swapped(files);
+            self.oracle.swapped(number, files);
         }
-        for (content, path, itself) in moved {
-            self.oracle.moved(number, self.now, content, path, itself);
+        for moved in moved {
+            self.oracle.moved(number, self.now, moved);
         }
         if let Some(next) = next {
             self.at(next, Event::Program { member: number });

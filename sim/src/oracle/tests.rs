@@ -17,16 +17,20 @@ fn held_against(name_memory: u64, looked: Option<u64>) -> usize {
     let finished = |content: &Thing| Deed::Finished { path: b"letter".to_vec(), content: content.clone() };
     let mut oracle = Oracle::new(name_memory);
     oracle.deed(1, (10, 10), finished(&old), &|_| true);
-    oracle.moved(1, 20, old.clone(), b"letter~".to_vec(), true);
+    oracle.moved(1, 20, moved(&old, b"letter", b"letter~"));
     oracle.noticed(1, 20);
     oracle.deed(1, (30, 30), finished(&new), &|_| true);
-    oracle.moved(0, 25, old, b"sent".to_vec(), true);
+    oracle.moved(0, 25, moved(&old, b"letter", b"sent"));
     looked.into_iter().for_each(|latest| oracle.noticed(0, latest));
     let ended = Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false };
     oracle.deed(1, (50, 50), ended, &|_| true);
     let mut out = Vec::new();
     oracle.resurrected(&[at_rest(&fs)], &mut out);
     out.len()
+}
+
+fn moved(content: &Thing, from: &[u8], to: &[u8]) -> Moved {
+    Moved { content: content.clone(), from: from.to_vec(), to: to.to_vec(), itself: true }
 }
 
 fn at_rest(fs: &SimFs) -> AtRest {
@@ -93,7 +97,7 @@ fn moved_over(looked: bool, returned: bool) -> usize {
         oracle.rolled_back((0, "hq0"), 5, &BTreeSet::new(), &[], &|_| true);
     }
     oracle.deed(0, (30, 30), ended(b"sent", &other, false), &|_| true);
-    oracle.moved(0, 30, old, b"sent".to_vec(), true);
+    oracle.moved(0, 30, moved(&old, b"letter", b"sent"));
     oracle.deed(1, (40, 40), ended(b"letter", &new, false), &|_| true);
     let mut out = Vec::new();
     oracle.resurrected(&[at_rest(&fs)], &mut out);
@@ -121,7 +125,7 @@ fn each_name_goes_on_with_its_file_where_two_change_places() {
         oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
         oracle.deed(1, (20, 20), finished(b"draft", &new), &|_| true);
         if swapped {
-            oracle.swapped([(new.clone(), b"letter".to_vec()), (old.clone(), b"draft".to_vec())]);
+            oracle.swapped(1, [(new.clone(), b"letter".to_vec()), (old.clone(), b"draft".to_vec())]);
         }
         let ended = Deed::Ended { path: b"letter".to_vec(), content: new.clone(), rewritten: false };
         oracle.deed(1, (30, 30), ended, &|_| true);
@@ -137,4 +141,61 @@ fn each_name_goes_on_with_its_file_where_two_change_places() {
 fn a_move_counts_from_when_the_member_looked() {
     assert_eq!(held_against(15_000_000, Some(40)), 1, "the removal is later");
     assert_eq!(held_against(15_000_000, None), 0, "it has not looked yet");
+}
+
+/// One user has a file, which somebody else moves, and puts the old text aside, writes the new one and removes it: in the order
+/// in which the oracle hears of the moves. How often it is held against the program that the new one is there.
+fn held_against_where_two_move(other_first: bool) -> usize {
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    let [old, new] = two_contents(&fs);
+    let finished = |content: &Thing| Deed::Finished { path: b"letter".to_vec(), content: content.clone() };
+    let mut oracle = Oracle::new(100);
+    oracle.deed(1, (10, 10), finished(&old), &|_| true);
+    let mut moves = [(1, moved(&old, b"letter", b"letter~")), (0, moved(&old, b"letter", b"sent"))];
+    if other_first {
+        moves.reverse();
+    }
+    moves.into_iter().for_each(|(member, moved)| oracle.moved(member, 20, moved));
+    oracle.deed(1, (30, 30), finished(&new), &|_| true);
+    oracle.deed(1, (50, 50), Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false }, &|_| true);
+    let mut out = Vec::new();
+    oracle.resurrected(&[at_rest(&fs)], &mut out);
+    out.len()
+}
+
+fn two_contents(fs: &SimFs) -> [Thing; 2] {
+    [&b"old"[..], b"new"].map(|bytes| {
+        assert!(fs.write(b"letter", bytes).is_ok());
+        let there = fs.tree().remove(&b"letter"[..]).and_then(|entry| entry.content);
+        there.unwrap_or_else(|| panic!("it was written"))
+    })
+}
+
+#[test]
+fn a_user_leaves_the_name_that_it_has_for_him_wherever_somebody_else_moved_it() {
+    assert_eq!([false, true].map(held_against_where_two_move), [0, 0]);
+}
+
+/// Two files change places on one member. On another one, where nobody has heard of it, each holds what it held.
+#[test]
+fn a_file_is_what_it_was_where_nobody_has_heard_that_two_changed_places() {
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    let [old, new] = two_contents(&fs);
+    let draft = Thing::file(b"draft");
+    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+    let ended =
+        |content: &Thing, rewritten| Deed::Ended { path: b"letter".to_vec(), content: content.clone(), rewritten };
+    for (mover, held_against) in [(0, 0), (1, 1)] {
+        let mut oracle = Oracle::new(0);
+        oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
+        oracle.deed(1, (10, 10), finished(b"draft", &draft), &|_| true);
+        oracle.swapped(1, [(draft.clone(), b"letter".to_vec()), (old.clone(), b"draft".to_vec())]);
+        oracle.deed(1, (20, 20), ended(&draft, true), &|_| true);
+        oracle.deed(1, (20, 20), finished(b"letter", &new), &|_| true);
+        oracle.moved(mover, 30, moved(&old, b"letter", b"sent"));
+        oracle.deed(1, (40, 40), ended(&new, false), &|_| true);
+        let mut out = Vec::new();
+        oracle.resurrected(&[at_rest(&fs)], &mut out);
+        assert_eq!(out.len(), held_against, "moved by {mover}");
+    }
 }

@@ -532,15 +532,15 @@ impl SimFs {
         disk.users.values().filter_map(|u| disk.inode(u.inode).ok().and_then(Thing::of)).collect()
     }
 
-    /// What files with several names hold, of which one is this path or below it.
+    /// What files with several names hold, of which one is this path or below it, and that name.
     #[must_use]
-    pub fn linked_below(&self, path: &[u8]) -> Vec<Thing> {
+    pub fn linked_below(&self, path: &[u8]) -> Vec<(Thing, Vec<u8>)> {
         let disk = self.disk();
         let mut out = Vec::new();
         disk.walk_seen(ROOT, &mut Vec::new(), &mut |number, at| {
             let below = at.strip_prefix(path).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')));
             if let Some(inode) = disk.inode(number).ok().filter(|i| below && i.links > 1) {
-                out.extend(Thing::of(inode));
+                out.extend(Thing::of(inode).map(|thing| (thing, at.to_vec())));
             }
         });
         out
