@@ -660,8 +660,10 @@ where
         self.mark_at_start = Sequence(0);
         self.phase = if self.config.members.len() > 1 { Phase::Returning } else { Phase::Normal };
         self.records.kv_mut().put(Table::Meta, Meta::PHASE, &[self.phase.byte()])?;
-        self.records.kv_mut().put(Table::Meta, Meta::ABSENCE_DOUBTED, &[])?;
-        self.absence_doubted = true;
+        if !self.looked_through {
+            self.records.kv_mut().put(Table::Meta, Meta::ABSENCE_DOUBTED, &[])?;
+            self.absence_doubted = true;
+        }
         self.commit()?;
         self.report(EventKind::RolledBack, self.config.folder_name.clone());
         self.scan_everything();

@@ -235,6 +235,9 @@ pub struct Replica<F: Fs, K: Kv> {
     /// The tree has not been compared with the database since this member was put back: what is missing in it was perhaps
     /// removed by nobody.
     pub(crate) absence_doubted: bool,
+    /// The tree has been compared with the database since this life began: what differs by now was done meanwhile, whatever is
+    /// heard of earlier lives.
+    pub(crate) looked_through: bool,
     /// Directories of which the last comparison failed; they are in `later`, too.
     pub(crate) unread: BTreeSet<NodeId>,
     /// The primary's first comparison: until it is complete no pass is, for whoever joins takes what a pass does not have
@@ -560,6 +563,7 @@ where
         if self.purge_due {
             self.purge()?;
         }
+        self.looked_through |= self.phase != Phase::Joining && !self.comparison_owed();
         if self.absence_doubted && !self.comparison_owed() {
             self.records.begin()?;
             self.records.kv_mut().delete(Table::Meta, Meta::ABSENCE_DOUBTED)?;

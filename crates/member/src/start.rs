@@ -113,6 +113,7 @@ where
             scan: Scan::default(),
             scanning: false,
             absence_doubted: false,
+            looked_through: false,
             unread: BTreeSet::new(),
             first_scan: false,
             missing: BTreeSet::new(),

@@ -1,10 +1,10 @@
 //! A member is put back to an image of its disk and its database (design, section 11).
 
 use crate::couple::{Couple, settle};
-use anabranch_member::{Input, Limits, LinkId, Partner, Phase};
+use anabranch_member::{EventKind, Input, Limits, LinkId, Partner, Phase};
 use anabranch_model::{ChangeNumber, Hlc, Knowledge, ReplicaId, Sequence, Uid, Version};
 use anabranch_net::message::{Mark, Message, Page};
-use anabranch_volume::simulated::{DiskConfig, Mode};
+use anabranch_volume::simulated::{DiskConfig, Mode, SimFs};
 
 /// The first one is put back to a state before something that the second one was told of. `acknowledged`: the second one
 /// was told of an acknowledgement since, too. Whether the first one notices: it goes on under another replica id.
@@ -412,37 +412,59 @@ fn connect_without_comparison(couple: &mut Couple) {
     }
 }
 
+/// The first one was put back to a state before something that the second one knows, and starts.
+fn put_back() -> Couple {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+        fs.mkdir(b"d").unwrap();
+        ["d/f", "d/g", "g", "h", "mode", "text"]
+            .iter()
+            .for_each(|path| fs.write(path.as_bytes(), path.as_bytes()).unwrap());
+    });
+    couple.connect();
+    connect_back(&mut couple);
+    settle(&mut couple);
+    let first = couple.members[0].fs.clone();
+    let (disk, database) = (first.image(), couple.members[0].database.committed());
+    first.write(b"later", b"than the image").unwrap();
+    settle(&mut couple);
+    disconnect(&mut couple);
+    couple.members[0].replica = None;
+    first.restore(&disk);
+    couple.members[0].database = database;
+    couple.restart_at(0, Limits::default());
+    couple
+}
+
+fn do_meanwhile(fs: &SimFs) {
+    fs.remove_tree(b"d").unwrap();
+    ["g", "h"].iter().for_each(|path| fs.remove(path.as_bytes()).unwrap());
+    fs.write(b"h", b"under its name").unwrap();
+    fs.write(b"text", b"written in place").unwrap();
+    fs.chmod(b"mode", 0o600).unwrap();
+}
+
+fn expect_done(couple: &Couple, when: &str) {
+    for member in &couple.members {
+        assert_eq!(member.fs.names(b"").unwrap(), [&b"h"[..], b"later", b"mode", b"text"], "{when}");
+        assert_eq!(member.fs.read(b"h").unwrap().bytes(), b"under its name");
+        assert_eq!(member.fs.read(b"text").unwrap().bytes(), b"written in place");
+        assert_eq!(member.fs.tree()[&b"mode"[..]].attributes.mode, 0o600);
+        let kept = member.replica.as_ref().unwrap().preserved(0, 100).unwrap();
+        assert!(kept.iter().all(|item| !item.reason.unseen()), "{when}: {kept:?}");
+    }
+}
+
 /// While a member that was put back waits for somebody with whom to compare its records it issues no versions. What is removed
 /// or changed there meanwhile was removed or changed by somebody who saw it.
 #[test]
 fn what_is_done_before_the_records_were_compared_is_done_everywhere_afterwards() {
     for restarted in [false, true] {
-        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
-            fs.mkdir(b"d").unwrap();
-            ["d/f", "d/g", "g", "h", "mode", "text"]
-                .iter()
-                .for_each(|path| fs.write(path.as_bytes(), path.as_bytes()).unwrap());
-        });
-        couple.connect();
-        connect_back(&mut couple);
-        settle(&mut couple);
+        let mut couple = put_back();
         let first = couple.members[0].fs.clone();
-        let (disk, database) = (first.image(), couple.members[0].database.committed());
-        first.write(b"later", b"than the image").unwrap();
-        settle(&mut couple);
-        disconnect(&mut couple);
-        couple.members[0].replica = None;
-        first.restore(&disk);
-        couple.members[0].database = database;
-        couple.restart_at(0, Limits::default());
         let phase = |couple: &Couple| couple.members[0].replica.as_ref().unwrap().phase();
         assert!((0..1_000).any(|_| couple.step() && phase(&couple) == Phase::Returning), "it does not notice");
         connect_without_comparison(&mut couple);
-        first.remove_tree(b"d").unwrap();
-        ["g", "h"].iter().for_each(|path| first.remove(path.as_bytes()).unwrap());
-        first.write(b"h", b"under its name").unwrap();
-        first.write(b"text", b"written in place").unwrap();
-        first.chmod(b"mode", 0o600).unwrap();
+        do_meanwhile(&first);
         run_without_comparison(&mut couple, 5);
         assert_eq!(first.read(b"text").unwrap().bytes(), b"written in place", "restarted: {restarted}");
         if restarted {
@@ -453,16 +475,21 @@ fn what_is_done_before_the_records_were_compared_is_done_everywhere_afterwards()
         assert_eq!(phase(&couple), Phase::Returning);
         connect_anew(&mut couple);
         assert_eq!(phase(&couple), Phase::Normal);
-        for member in &couple.members {
-            let names = member.fs.names(b"").unwrap();
-            assert_eq!(names, [&b"h"[..], b"later", b"mode", b"text"], "restarted: {restarted}");
-            assert_eq!(member.fs.read(b"h").unwrap().bytes(), b"under its name");
-            assert_eq!(member.fs.read(b"text").unwrap().bytes(), b"written in place");
-            assert_eq!(member.fs.tree()[&b"mode"[..]].attributes.mode, 0o600);
-            let kept = member.replica.as_ref().unwrap().preserved(0, 100).unwrap();
-            assert!(kept.iter().all(|item| !item.reason.unseen()), "restarted: {restarted}, {kept:?}");
-        }
+        expect_done(&couple, &format!("restarted: {restarted}"));
     }
+}
+
+/// Who has looked at its tree before it hears that it was put back knows what was done since.
+#[test]
+fn what_is_done_before_somebody_tells_of_the_return_is_done_everywhere_afterwards() {
+    let mut couple = put_back();
+    couple.queue.clear();
+    while couple.step() {}
+    do_meanwhile(&couple.members[0].fs);
+    connect_anew(&mut couple);
+    assert_eq!(couple.members[0].replica.as_ref().unwrap().phase(), Phase::Normal);
+    assert!(couple.reports.iter().any(|(at, event)| *at == 0 && event.kind == EventKind::RolledBack));
+    expect_done(&couple, "before anybody told");
 }
 
 /// A third one was put back as well. It has heard of everything, and has forgotten what all had acknowledged as deleted; it
