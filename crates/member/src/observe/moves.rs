@@ -27,7 +27,7 @@ where
         seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
     ) -> Result<()> {
         let (mut at, mut entered) = (0, batch.found.len());
-        let (mut located, mut emptied) = (BTreeSet::new(), BTreeSet::new());
+        let (mut located, mut emptied, mut alike) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         loop {
             while at < batch.found.len() {
                 self.match_found(batch, seen, at)?;
@@ -46,7 +46,7 @@ where
                     self.locate_gone(batch, seen, &node)?;
                 }
             }
-            if batch.found.len() > entered {
+            if batch.found.len() > entered || self.look_at_other_cases(batch, seen, &mut alike)? {
                 continue;
             }
             // What was in directories that are nowhere is gone with them, unless it is found elsewhere.
@@ -71,6 +71,40 @@ where
                 return Ok(());
             }
         }
+    }
+
+    /// What was found is recorded only with what left a name that is one with its own by the folder's rule: that is looked at
+    /// now. In a directory that was moved itself it can be only after that was found. Is there more in the batch by this?
+    fn look_at_other_cases(
+        &mut self,
+        batch: &mut Batch<F::Dir>,
+        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
+        asked: &mut BTreeSet<(NodeId, Vec<u8>)>,
+    ) -> Result<bool> {
+        if self.config.names == Names::Bytes {
+            return Ok(false);
+        }
+        let waiting = self.waiting_names(batch);
+        let known = (batch.found.len(), batch.gone.len());
+        for at in 0..batch.found.len() {
+            let Some(found) = batch.found.get(at).filter(|f| !f.dropped) else { continue };
+            let Parent::Node(id) = found.parent else { continue };
+            let name = found.name.bytes().to_vec();
+            let mut alike =
+                waiting.get(&(id, fold(&name, self.config.names).into_owned())).cloned().unwrap_or_default();
+            if let Some(parent) = self.node_uid(id)?
+                && let Some(shown) = self.records.shown_at(parent, &name)?
+            {
+                let node = nodes::of(self.records.kv(), shown)?;
+                alike.extend(node.filter(|node| node.parent == id).map(|node| node.name));
+            }
+            for other in alike.into_iter().filter(|other| *other != name) {
+                if asked.insert((id, other.clone())) {
+                    self.look(batch, seen, id, other)?;
+                }
+            }
+        }
+        Ok((batch.found.len(), batch.gone.len()) != known)
     }
 
     pub(super) fn match_found(
@@ -189,7 +223,7 @@ where
                         return Ok(());
                     }
                     self.reach(batch, seen, &directory, 0)?;
-                    self.look_at_alike(batch, seen, here.0, &here.1)?;
+                    self.look(batch, seen, here.0, here.1)?;
                     let found = batch.found.iter().any(|f| f.stat.object == node.object);
                     if !found && self.is_preserved_below(&directory) {
                         batch.put_back.insert(node.id);
@@ -290,28 +324,6 @@ where
         batch.found.iter().position(|f| f.dir.is_some() && f.stat.object == *directory)
     }
 
-    /// Looks at an entry that something else led to, and at what the database has there by a name that is one with it: nothing
-    /// else may have been looked at there yet, and what left such a name is recorded together with what takes it.
-    fn look_at_alike(
-        &mut self,
-        batch: &mut Batch<F::Dir>,
-        seen: &mut BTreeSet<(NodeId, Vec<u8>)>,
-        parent: NodeId,
-        name: &[u8],
-    ) -> Result<()> {
-        self.look(batch, seen, parent, name.to_vec())?;
-        if self.config.names == Names::Bytes {
-            return Ok(());
-        }
-        let key = fold(name, self.config.names).into_owned();
-        for child in nodes::children(self.records.kv(), parent, None, usize::MAX)? {
-            if child.name != name && *fold(&child.name, self.config.names) == key {
-                self.look(batch, seen, parent, child.name)?;
-            }
-        }
-        Ok(())
-    }
-
     /// Looks at an entry of a directory that was reached, and enters what it finds.
     fn look_in_reached(
         &mut self,
@@ -321,7 +333,7 @@ where
         name: &[u8],
     ) -> Result<()> {
         if let Some(parent) = self.dir_node(directory)? {
-            self.look_at_alike(batch, seen, parent, name)?;
+            self.look(batch, seen, parent, name.to_vec())?;
         } else if let Some(at) = Self::entered(batch, directory)
             && !batch.found.iter().any(|f| f.parent == Parent::Found(at) && f.name.bytes() == name)
         {

@@ -89,8 +89,7 @@ pub(crate) struct Couple {
     pub(crate) merged: bool,
     /// Machine and file system of each.
     pub(crate) places: [u8; 2],
-    /// Which names are one in the folder.
-    pub(crate) names: Names,
+    names: Names,
     /// Daemons die, and machines stay up.
     pub(crate) same_boot: bool,
     /// What they reported, and who.
@@ -103,7 +102,7 @@ impl Couple {
         Self::with_names(Names::Bytes, limits, second, prepare)
     }
 
-    /// So, where these names are one.
+    /// The same, with another rule for names.
     pub(crate) fn with_names(names: Names, limits: Limits, second: DiskConfig, prepare: impl Fn(&SimFs)) -> Self {
         // `ANABRANCH_LOG=debug` prints what the members do.
         let filter = tracing_subscriber::EnvFilter::from_env("ANABRANCH_LOG");
