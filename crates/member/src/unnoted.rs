@@ -101,8 +101,12 @@ where
         let Some(stat) = self.stat_at(parent, name)? else { return Ok(false) };
         let mine = match &node {
             Some(node) => node.object == stat.object && node.kind == stat.kind,
-            // A directory that nobody knows.
-            None => stat.kind == Kind::Directory && !stat.foreign && self.dir_node(&stat.object)?.is_none(),
+            // A directory that nobody knows, and that we did not make for another one: the view may have gone on since.
+            None => {
+                let for_another = self.undone.get(&stat.object).is_some_and(|put| put.uid != uid);
+                let new = stat.kind == Kind::Directory && !stat.foreign && !for_another;
+                new && self.dir_node(&stat.object)?.is_none()
+            }
         };
         if !mine {
             return Ok(false);

@@ -144,6 +144,16 @@ fn directories_that_could_not_be_made_durable_are_no_users_own() {
         "moved into a new one, and both removed",
     );
     made(&|fs| fs.mkdir(b"made").unwrap(), &|fs| fs.rename(b"made", b"desk/other").unwrap(), "made and moved on");
+    let two: Change<'_> = &|fs| ["made", "desk/made"].iter().for_each(|path| fs.mkdir(path.as_bytes()).unwrap());
+    made(two, &|fs| fs.swap(b"made", b"desk/made").unwrap(), "two that change places");
+    made(
+        two,
+        &|fs| {
+            fs.swap(b"made", b"desk/made").unwrap();
+            fs.remove(b"desk/made").unwrap();
+        },
+        "two that change places, and one of them removed",
+    );
 }
 
 /// A directory that was removed and made anew is one on the second one's disk; that it had become the new one is taken back
