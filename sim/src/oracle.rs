@@ -51,6 +51,10 @@ struct Fate {
     /// other members each name is a file of its own, and one that was replaced there is still here for a moment.
     linked: u64,
     unlinked: u64,
+    /// Names that it was given besides, and to which it was moved, and by whom: who moves it elsewhere to such a name makes one
+    /// file of the two.
+    names: BTreeSet<(Vec<u8>, usize)>,
+    moved_to: BTreeSet<(Vec<u8>, usize)>,
     /// Who gave it another place or other attributes, or wrote or ended it.
     handled: BTreeSet<usize>,
     /// The only disk that had it lost it.
@@ -68,6 +72,15 @@ struct Fate {
     made: bool,
     /// What the disk damaged to make this of it: who ends one ends the other.
     was: Option<Thing>,
+}
+
+impl Fate {
+    /// How many of its names became one with another that it was moved to elsewhere.
+    fn joined(&self) -> u64 {
+        let moved =
+            |(name, who): &&(Vec<u8>, usize)| self.moved_to.iter().any(|(to, other)| to == name && other != who);
+        self.names.iter().filter(moved).count() as u64
+    }
 }
 
 /// Which files a content may be of: numbers of [`Oracle::files`]. Two files that change places, or one that is moved over another,
@@ -256,7 +269,11 @@ impl Oracle {
                     before.ended.push(end);
                 }
             }
-            Deed::Linked { content } => self.fates.entry(content).or_default().linked += 1,
+            Deed::Linked { content, to } => {
+                let fate = self.fates.entry(content).or_default();
+                fate.linked += 1;
+                fate.names.extend(to.map(|to| (to, member)));
+            }
             Deed::Unlinked { content } => {
                 let fate = self.fates.entry(content).or_default();
                 fate.unlinked += 1;
@@ -291,6 +308,7 @@ impl Oracle {
         let own = fate.lines.on(member).clone();
         if itself {
             fate.name = split(&to).1.to_vec();
+            fate.moved_to.insert((to.clone(), member));
         }
         fate.path.clone_from(&to);
         if !itself || own.is_empty() && before.is_none() && vacated.is_none() {
@@ -476,7 +494,7 @@ impl Oracle {
         }
         for (content, fate) in &self.fates {
             // Whoever takes the last of its names ends it, even where the one before it was taken elsewhere.
-            let ended = !fate.ended.is_empty() || fate.unlinked > fate.linked;
+            let ended = !fate.ended.is_empty() || fate.unlinked + fate.joined() > fate.linked;
             let required = fate.finished > 0 && !ended && !fate.taken && !content.bytes().is_empty();
             if !required || there.contains(content) {
                 continue;

@@ -54,11 +54,29 @@ fn who_takes_the_last_of_several_names_ends_it_whoever_took_the_others() {
         out.len()
     };
     oracle.deed(0, (10, 10), Deed::Finished { path: b"one".to_vec(), content: content.clone() }, &|_| true);
-    oracle.deed(0, (20, 20), Deed::Linked { content: content.clone() }, &|_| true);
+    oracle.deed(0, (20, 20), Deed::Linked { content: content.clone(), to: None }, &|_| true);
     oracle.deed(1, (30, 30), Deed::Unlinked { content: content.clone() }, &|_| true);
     assert_eq!(lost(&oracle), 1);
     oracle.deed(0, (40, 40), Deed::Unlinked { content }, &|_| true);
     assert_eq!(lost(&oracle), 0);
+}
+
+/// One user gives a file a second name, and takes that away; somebody else moves the file to that name, or to another one, of
+/// which the first one has not heard.
+#[test]
+fn a_second_name_and_what_is_moved_to_it_elsewhere_are_one_file() {
+    let content = Thing::file(b"old");
+    for (to, ended) in [(&b"two"[..], true), (b"three", false)] {
+        let mut oracle = Oracle::new(0);
+        oracle.deed(0, (10, 10), Deed::Finished { path: b"one".to_vec(), content: content.clone() }, &|_| true);
+        let linked = Deed::Linked { content: content.clone(), to: Some(b"two".to_vec()) };
+        oracle.deed(0, (20, 20), linked, &|_| true);
+        oracle.moved(1, 30, moved(&content, b"one", to));
+        oracle.deed(0, (40, 40), Deed::Unlinked { content: content.clone() }, &|_| true);
+        let mut out = Vec::new();
+        oracle.lost(&[], &mut out);
+        assert_eq!(out.is_empty(), ended);
+    }
 }
 
 #[test]

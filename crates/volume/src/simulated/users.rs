@@ -94,6 +94,8 @@ pub enum Deed {
     Linked {
         /// What is there.
         content: Thing,
+        /// The name, where it was given just now: who writes into a file by one of several gives all of them the new content.
+        to: Option<Vec<u8>>,
     },
     /// Took one of several names from what holds this, having had it before the eyes.
     Unlinked {
@@ -259,7 +261,7 @@ impl Disk {
             if more > 0 {
                 self.linked.push(content.clone());
             }
-            self.deeds.extend((0..more).map(|_| Deed::Linked { content: content.clone() }));
+            self.deeds.extend((0..more).map(|_| Deed::Linked { content: content.clone(), to: None }));
             self.deeds.push(Deed::Finished { path: path.to_vec(), content });
         }
         self.users.values_mut().filter(|user| user.inode == number).for_each(|user| user.half = false);
@@ -635,7 +637,7 @@ impl SimFs {
         let content = Thing::of(disk.inode(number)?);
         disk.add_link(dir, name, number)?;
         disk.linked.extend(content.clone());
-        disk.deeds.extend(content.map(|content| Deed::Linked { content }));
+        disk.deeds.extend(content.map(|content| Deed::Linked { content, to: Some(to.to_vec()) }));
         Ok(())
     }
 
