@@ -176,8 +176,21 @@ where
                     Ok(Some(parked)) => aside = Some(parked),
                     // Hints tell where the other one is.
                     Ok(None) => self.local_change(node.parent, &node.name),
-                    // It stays where the other one was, and goes on from there.
-                    Err(error) => drop(self.failed(node.parent, &node.name, &error)?),
+                    Err(error) => {
+                        let why = match self.denied(&[node.parent, other.id], &error) {
+                            true => Waiting::Order,
+                            false => self.failed(node.parent, &node.name, &error)?,
+                        };
+                        if self.exchanged_back([(&from, &node), (&to, other)]) {
+                            self.put_back_times(node.parent, parent.id, times)?;
+                            batch.dirs.extend([node.parent, parent.id]);
+                            // Their stamps may have moved.
+                            self.local_change(node.parent, &node.name);
+                            self.local_change(parent.id, name);
+                            return Ok(Err(why));
+                        }
+                        // It stays where the other one was, and goes on from there.
+                    }
                 }
             }
         }
@@ -193,6 +206,21 @@ where
             self.put_aside(batch, other.uid)?;
         }
         Ok(Ok(moved))
+    }
+
+    /// Two things that changed places, and one of which cannot go on from there, get their names back: under the other's name
+    /// people would take it for that one, for as long as it cannot go on. `false`: somebody did something to them meanwhile,
+    /// and they are as they were.
+    fn exchanged_back(&self, [(from, node), (to, other)]: [(&F::Dir, &Node); 2]) -> bool {
+        let exchange = || self.fs.exchange(from, &node.name, to, &other.name).is_ok();
+        let is = |dir: &F::Dir, node: &Node| {
+            self.fs.stat(dir, &node.name).is_ok_and(|stat| stat.is_some_and(|s| s.object == node.object))
+        };
+        if !exchange() {
+            return false;
+        }
+        let back = (is(from, node) && is(to, other)) || broken(Step::LookAtWhatCameOut);
+        back || !exchange()
     }
 
     /// Is a node somewhere in a directory?

@@ -224,6 +224,40 @@ fn a_time_that_was_installed_before_a_stop_is_no_users_touch() {
     panic!("it is never done");
 }
 
+/// Nothing can be given another name for a while. What has to leave a name and cannot is not left under the name of what takes
+/// its own: a user would take it for that.
+#[test]
+fn what_cannot_go_on_has_nobody_elses_name() {
+    for directory in [false, true] {
+        let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs| {
+            fs.mkdir(b"d").unwrap();
+            for path in [&b"a"[..], b"d/b"] {
+                let file = if directory {
+                    fs.mkdir(path).unwrap();
+                    [path, b"/f"].concat()
+                } else {
+                    path.to_vec()
+                };
+                fs.write(&file, path).unwrap();
+            }
+        });
+        couple.connect();
+        settle(&mut couple);
+        let second = couple.members[1].fs.clone();
+        let before = second.tree();
+        couple.disconnect();
+        couple.change(&[&|fs| fs.rename(b"a", b"c").unwrap(), &|fs| fs.rename(b"d/b", b"a").unwrap()]);
+        couple.connect();
+        second.faults(|f| f.set(Call::RenameNew, Fault::Quota, 1_000_000));
+        act(&mut couple, &|_| {});
+        assert!(second.faults(|f| f.happened(Call::RenameNew, Fault::Quota)) > 1);
+        assert_eq!(second.tree(), before, "directory: {directory}");
+        second.faults(Faults::clear);
+        settle(&mut couple);
+        expect_equal(&couple, &format!("directory: {directory}"));
+    }
+}
+
 /// What happens around a sync that failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Around {
