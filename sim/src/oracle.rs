@@ -10,7 +10,7 @@
 //! | No loss | at rest | each content that a user finished and nobody ended is in the tree, or preserved with a manifest entry |
 //! | No race | at rest | … and where it is preserved, it is so as *unseen*: it would be purged as something replaced knowingly |
 //! | Intent | in the middle of passes, one writer | what a member's records show is what the writer's showed at some time |
-//! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11) |
+//! | Intent | at rest, one writer | the tree is the writer's, and nothing was preserved as unseen, but by a member that was put back to an image: what it replaces then counts as unseen (section 11), and what a failed sync made of a file (section 8) |
 //! | Agreement | at rest | members that have a record of one thing have the same one, its maps too |
 //! | No reversal | at rest, where people keep to their own and no disk took anything | what one wrote and nobody ended is in the tree, under the name that he gave it and in the directory that the steward gave it; what one ended is not |
 //! | No resurrection | at rest, no power cuts or old images since | what one user ended, and nobody else touched, is in no tree |
@@ -153,6 +153,8 @@ pub(crate) struct Oracle {
     unseen: BTreeMap<usize, BTreeSet<usize>>,
     /// Members that were put back to an image and have not looked since: what is missing then was perhaps removed by nobody.
     returned: BTreeSet<usize>,
+    /// What disks that failed to write made of what users had written.
+    damaged: BTreeSet<Thing>,
     /// When a disk last lost power or went back to an image.
     disturbed: Option<u64>,
     /// Version -> value.
@@ -282,11 +284,12 @@ impl Oracle {
             Deed::Damaged { before, after } => {
                 self.disturbed = Some(now);
                 let lines = self.fates.get(&before).map(|fate| fate.lines.clone()).unwrap_or_default();
-                let fate = self.fates.entry(after).or_default();
+                let fate = self.fates.entry(after.clone()).or_default();
                 (fate.made, fate.was) = (true, Some(before.clone()));
                 if fate.lines.ever.is_empty() {
                     fate.lines = lines;
                 }
+                self.damaged.insert(after);
                 self.take(&before, elsewhere);
             }
         }
@@ -473,7 +476,11 @@ impl Oracle {
                 out.push(Violation { invariant: "Intent", text });
             }
             let returned = self.put_back.contains(&member.name);
-            for kept in member.kept.iter().filter(|k| k.unseen && !returned) {
+            let damaged = |kept: &&Kept| {
+                let content = member.private.get(&kept.place).and_then(|entry| entry.content.as_ref());
+                content.is_some_and(|content| self.damaged.contains(content))
+            };
+            for kept in member.kept.iter().filter(|k| k.unseen && !returned && !damaged(k)) {
                 let text = format!("{}: /{} was preserved: {}", member.name, kept.path.escape_ascii(), kept.reason);
                 out.push(Violation { invariant: "Intent", text });
             }

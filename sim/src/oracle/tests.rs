@@ -217,3 +217,22 @@ fn a_file_is_what_it_was_where_nobody_has_heard_that_two_changed_places() {
         assert_eq!(out.len(), held_against, "moved by {mover}");
     }
 }
+
+#[test]
+fn what_a_failed_sync_made_of_a_file_is_preserved_as_unseen() {
+    let [written, made] = [&b"written"[..], b"made"].map(Thing::file);
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    assert!(fs.write(b"kept", b"made").is_ok());
+    let (place, path, reason) = (b"kept".to_vec(), b"letter".to_vec(), "differed".to_owned());
+    let kept = Kept { place, path, unseen: true, pending: false, reason };
+    let member = AtRest { private: fs.tree(), tree: Tree::default(), kept: vec![kept], ..at_rest(&fs) };
+    let held = |oracle: &Oracle| {
+        let mut out = Vec::new();
+        oracle.intent(std::slice::from_ref(&member), &Tree::default(), &mut out);
+        out.len()
+    };
+    let mut oracle = Oracle::new(0);
+    assert_eq!(held(&oracle), 1);
+    oracle.deed(0, (10, 10), Deed::Damaged { before: written, after: made }, &|_| true);
+    assert_eq!(held(&oracle), 0);
+}

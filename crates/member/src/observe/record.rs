@@ -98,6 +98,12 @@ where
         // that a crash left no note of.
         let other = found.moved.as_ref().and_then(|n| n.uid).filter(|_| !leftover && !swapped);
         let brought = other.is_some_and(|other| Some(other) != uid);
+        // What a disk that failed to write took back is what its user moved here, whichever UID it goes on with.
+        let moved = found.moved.clone().filter(|n| !leftover || n.uid == uid);
+        let moved = moved.map(|moved| self.with_what_was_given(moved, &stat, Some(&attributes)));
+        let lost = moved.filter(|moved| value.as_ref().is_some_and(|value| self.is_lost(moved, &stat, value)));
+        let lost = lost.and_then(|moved| moved.content).map(|content| content.value);
+        let wrote = lost.as_ref().or(value.as_ref());
         let uid = match uid {
             Some(uid) => {
                 let within = self.shown_in_its_place(parent)?;
@@ -114,13 +120,13 @@ where
                         other => other?,
                     }
                 }
-                match (&value, &base) {
-                    (Some(value), Some(base)) if self.is_lost(base, &stat, value) => {
-                        self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
-                        self.due_now(uid);
-                    }
+                match (wrote, &base) {
+                    // It is recorded, and has another place.
+                    (Some(_), Some(base)) if lost.is_some() && base.object == stat.object => {}
                     // A newer content may be on its way here: where it lies is no reason to write the old one anew.
-                    (Some(value), Some(base)) if unchanged.as_ref().is_some_and(|c| c.bytes.is_some()) => {
+                    (Some(value), Some(base))
+                        if lost.is_none() && unchanged.as_ref().is_some_and(|c| c.bytes.is_some()) =>
+                    {
                         if base.stamp.mtime != mtime {
                             self.record_content_touch(uid, value, mtime)?;
                         }
@@ -142,7 +148,7 @@ where
                 uid
             }
             None => {
-                let content = value.clone().map(|v| (v, mtime, stat.birth));
+                let content = wrote.cloned().map(|v| (v, mtime, stat.birth));
                 let attributes = Some((attributes.clone(), directory.then_some(mtime)));
                 let uid = self
                     .records
@@ -152,6 +158,10 @@ where
             }
         };
         tracing::debug!(member = self.config.member, name = ?name, ?uid, ?parent, leftover, swapped, "found");
+        if lost.is_some() {
+            self.records.kv_mut().put(Table::Todo, &nodes::uid_key(uid), &[])?;
+            self.due_now(uid);
+        }
         let mut old = nodes::of(self.records.kv(), uid)?.filter(|n| !relabel.contains(&n.id));
         if old.is_none()
             && let Some(id) = batch.found.get(at).and_then(|f| f.moved.as_ref()).filter(|n| n.is_dir()).map(|n| n.id)
