@@ -36,10 +36,18 @@ pub(crate) struct OnDisk {
     pub bytes: Option<Version>,
     /// The facet's version (a touch makes another one).
     pub version: Version,
-    /// History of that facet: what somebody who edits this content has seen.
+    /// History of that facet: what somebody who edits or removes this content has seen. Of a candidate that a disk made of
+    /// what was known: what whoever removes it has seen, who takes it for that.
     pub history: Knowledge,
     /// No lease stood guard when it was hashed.
     pub provisional: bool,
+}
+
+impl OnDisk {
+    /// What somebody who edits this content has seen: of what is recorded, nothing where it is a candidate.
+    pub(crate) fn seen(&self) -> Knowledge {
+        self.bytes.map(|_| self.history.clone()).unwrap_or_default()
+    }
 }
 
 /// One entry of the tree.

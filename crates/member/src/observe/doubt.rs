@@ -29,16 +29,20 @@ where
             let lost = self.is_lost(&known_as, &modified.stat, &value);
             if lost || self.suspect && self.is_torn(modified)? {
                 modified.dropped = true;
-                doubtful.push((modified.node.clone(), modified.stat.clone(), value, provisional));
+                let mut candidate = crate::adopt::candidate(value, provisional);
+                if let Some(known) = recorded.filter(|_| lost) {
+                    // No user of this machine has seen this instead of that.
+                    candidate.history.clone_from(&known.history);
+                }
+                doubtful.push((modified.node.clone(), modified.stat.clone(), candidate));
             }
         }
         if doubtful.is_empty() {
             return Ok(());
         }
         self.records.begin()?;
-        for (old, stat, value, provisional) in doubtful {
-            let node =
-                Node { stamp: stat.stamp, content: Some(crate::adopt::candidate(value, provisional)), ..old.clone() };
+        for (old, stat, candidate) in doubtful {
+            let node = Node { stamp: stat.stamp, content: Some(candidate), ..old.clone() };
             nodes::put(self.records.kv_mut(), Some(&old), &node)?;
             self.unsynced.looked_at(&node.object);
             if let Some(uid) = node.uid {

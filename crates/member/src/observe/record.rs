@@ -102,8 +102,8 @@ where
         let moved = found.moved.clone().filter(|n| !leftover || n.uid == uid);
         let moved = moved.map(|moved| self.with_what_was_given(moved, &stat, Some(&attributes)));
         let lost = moved.filter(|moved| value.as_ref().is_some_and(|value| self.is_lost(moved, &stat, value)));
-        let lost = lost.and_then(|moved| moved.content).map(|content| content.value);
-        let wrote = lost.as_ref().or(value.as_ref());
+        let lost = lost.and_then(|moved| moved.content);
+        let wrote = lost.as_ref().map(|content| &content.value).or(value.as_ref());
         let uid = match uid {
             Some(uid) => {
                 let within = self.shown_in_its_place(parent)?;
@@ -132,12 +132,11 @@ where
                         }
                     }
                     (Some(value), base) => {
-                        // The history of a candidate is empty: whoever changed it has not seen what is recorded.
-                        let seen = base.as_ref().and_then(|n| n.content.as_ref()).map(|c| &c.history);
+                        let seen = base.as_ref().and_then(|n| n.content.as_ref()).map(OnDisk::seen);
                         if brought && self.is_recorded_as(uid, value)? {
                             self.records.write_again(self.now, uid, mtime, stat.birth)?;
                         } else {
-                            self.record_content(uid, value, mtime, stat.birth, seen.or(memory.as_ref()))?;
+                            self.record_content(uid, value, mtime, stat.birth, seen.as_ref().or(memory.as_ref()))?;
                         }
                     }
                     (None, _) => {}
@@ -190,6 +189,10 @@ where
         if let Some(content) = node.content.as_mut().filter(|c| c.bytes.is_none()) {
             // Still the content that the database knew, while a newer one is recorded.
             *content = unchanged.map_or(content.clone(), |before| OnDisk { provisional, ..before });
+            if let Some(lost) = lost.filter(|_| content.bytes.is_none()) {
+                let facet = record.as_ref().and_then(|r| r.content.as_ref()).filter(|f| f.value == lost.value);
+                content.history = facet.map_or(lost.history, |f| f.written.history.clone());
+            }
         }
         let applied = |n: &Node| n.attributes_version == node.attributes_version && n.attributes == node.attributes;
         let facet = record.and_then(|r| r.attributes);
@@ -436,8 +439,7 @@ where
             let untouched = known_as.stamp == modified.stat.stamp;
             let same = before.is_some_and(|c| c.value == *value && (c.bytes.is_some() || untouched));
             if !same {
-                // The history of a candidate is empty: whoever changed it has not seen what is recorded.
-                let base = before.map(|c| c.history.clone());
+                let base = before.map(OnDisk::seen);
                 self.record_content(uid, value, modified.stat.stamp.mtime, modified.stat.birth, base.as_ref())?;
                 self.keep_within(uid)?;
             } else if known_as.stamp.mtime != modified.stat.stamp.mtime {

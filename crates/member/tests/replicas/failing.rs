@@ -350,6 +350,11 @@ fn taken_back_is_no_edit(around: Around) {
         act(&mut couple, &|_| {});
         let stays = !published || has(&second, b"two") && !has(&second, b"one");
         assert!(stays, "{around:?}, trial {trial}, {then:?}: what a disk made of it replaced what was written");
+        // Whoever removes it takes it for what he wrote.
+        let files = first.tree().into_iter().filter(|(_, entry)| entry.content.is_some());
+        files.for_each(|(path, _)| first.remove(&path).unwrap());
+        act(&mut couple, &|_| {});
+        assert!(contents(&second).is_empty(), "{around:?}, trial {trial}, {then:?}: what was removed stays");
     }
     let happened = taken_back.iter().all(|&count| count > 0);
     assert!(happened, "{around:?}: in no trial did the disk take anything back: {taken_back:?}");
