@@ -355,6 +355,9 @@ where
         let expected = out.as_ref().is_ok_and(|s| s.as_ref().is_some_and(|s| s.object == removal.node.object));
         if self.untouched(removal.guard.as_ref()) && (expected || broken(Step::LookAtWhatCameOut)) {
             removal.outcome = Outcome::Done;
+            if removal.reason == Reason::Deleted && self.lost_its_winner(&removal.node)? {
+                removal.reason = Reason::LostName;
+            }
         } else {
             self.counters.taken_back += 1;
             match self.fs.rename_new(&from, &name, &removal.dir, &removal.node.name) {

@@ -476,14 +476,10 @@ where
             Ok(record.and_then(|r| r.content).is_some_and(|f| f.value == disk.value))
         };
         let Some(record) = self.records.record(uid)? else { return Ok(Reason::PreExisting) };
-        if let Some(winner) = self.records.loser(uid)? {
-            return Ok(if beside(Some(winner))? { Reason::Deleted } else { Reason::LostName });
+        if let Some(winner) = self.name_winner(&record)? {
+            return Ok(if beside(winner)? { Reason::Deleted } else { Reason::LostName });
         }
         let placement = &record.placement;
-        if placement.value.deleted && placement.written.time.resolutions > 0 {
-            let at = self.records.shown_at(placement.value.parent, placement.value.name.bytes())?;
-            return Ok(if beside(at)? { Reason::Deleted } else { Reason::LostName });
-        }
         // It had lost to another content that nobody brought here before both were deleted: whoever deleted saw that one.
         if record.content.as_ref().is_some_and(|facet| anabranch_engine::must_preserve(facet, &disk.value, held)) {
             return Ok(Reason::LostEdit);
@@ -494,6 +490,34 @@ where
             true => Reason::LostEdit,
             false => Reason::Deleted,
         })
+    }
+
+    /// What has the name that this one lost; the outer `None`: it lost none.
+    fn name_winner(&self, record: &Record) -> Result<Option<Option<Uid>>> {
+        if let Some(winner) = self.records.loser(record.uid)? {
+            return Ok(Some(Some(winner)));
+        }
+        let placement = &record.placement;
+        if placement.value.deleted && placement.written.time.resolutions > 0 {
+            return Ok(Some(self.records.shown_at(placement.value.parent, placement.value.name.bytes())?));
+        }
+        Ok(None)
+    }
+
+    /// Did somebody remove, move or change the file that has the name of this one, and its bytes? He saw this one here still.
+    pub(super) fn lost_its_winner(&mut self, node: &Node) -> Result<bool> {
+        let Some(record) = node.uid.map(|uid| self.records.record(uid)).transpose()?.flatten() else {
+            return Ok(false);
+        };
+        let Some(winner) = self.name_winner(&record)?.flatten() else { return Ok(false) };
+        let Some(winner) = nodes::of(self.records.kv(), winner)? else { return Ok(false) };
+        let Some(dir) = self.dir(winner.parent)? else { return Ok(true) };
+        let there = self.fs.stat(&dir, &winner.name).ok().flatten();
+        let unchanged = |stat: Stat| {
+            stat.object == winner.object
+                && (stat.stamp.size, stat.stamp.mtime) == (winner.stamp.size, winner.stamp.mtime)
+        };
+        Ok(!there.is_some_and(unchanged))
     }
 
     pub(super) fn replaced_reason(&self, uid: Uid, facet: &ContentFacet, node: &Node) -> Result<Reason> {

@@ -339,3 +339,37 @@ fn what_is_written_just_before_a_file_is_taken_out_is_preserved_as_unseen() {
         at += 1;
     }
 }
+
+/// Two files of one name and with the same bytes: whoever removes the one that keeps the name still sees the other one.
+#[test]
+fn what_lost_its_name_to_a_file_that_is_removed_meanwhile_is_preserved_as_unseen() {
+    let (mut at, mut removed) = (0, 0);
+    loop {
+        let [calls, both] = [(); 2].map(|()| Arc::new(AtomicUsize::new(0)));
+        let mut pair = Pair::new([Names::Windows; 2], false, |number, fs| {
+            if number == 0 {
+                fs.write(b"A", b"one").unwrap();
+                fs.write(b"a", b"one").unwrap();
+                let (count, both) = (Arc::clone(&calls), Arc::clone(&both));
+                fs.set_interloper_everywhere(Box::new(move |fs, _| {
+                    if count.fetch_add(1, Ordering::Relaxed) == at && fs.exists(b"A") && fs.exists(b"a") {
+                        fs.remove(b"a").unwrap();
+                        both.store(1, Ordering::Relaxed);
+                    }
+                }));
+            }
+        });
+        pair.connect();
+        pair.settle();
+        if calls.load(Ordering::Relaxed) <= at {
+            assert!(removed > 20, "only before {removed} calls were both there");
+            return;
+        }
+        if both.load(Ordering::Relaxed) > 0 {
+            removed += 1;
+            let kept = pair.disks[0].exists(b"A") || pair.unseen() > 0;
+            assert!(kept, "before call {at}: it is preserved as what somebody had removed knowingly");
+        }
+        at += 1;
+    }
+}
