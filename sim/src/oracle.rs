@@ -151,6 +151,8 @@ pub(crate) struct Oracle {
     unnoticed: BTreeMap<usize, BTreeSet<usize>>,
     /// Files that each member's users made, and that it has not looked at since.
     unseen: BTreeMap<usize, BTreeSet<usize>>,
+    /// Files that each member's users removed, and that it has not looked at since.
+    unmissed: BTreeMap<usize, BTreeSet<usize>>,
     /// Members that were put back to an image and have not looked since: what is missing then was perhaps removed by nobody.
     returned: BTreeSet<usize>,
     /// What disks that failed to write made of what users had written.
@@ -258,6 +260,7 @@ impl Oracle {
                 let fate = self.fates.entry(content).or_default();
                 let files = fate.lines.on(member).clone();
                 if !files.is_empty() {
+                    self.unmissed.entry(member).or_default().extend(&files);
                     for file in &files {
                         self.files[*file].removers.insert(member);
                     }
@@ -306,9 +309,13 @@ impl Oracle {
         let before = self.ended_last.get(&(member, to.clone()));
         let before = before.filter(|left| left.when == now).map(|left| left.files.clone());
         let unknown = before.iter().flatten().any(|file| !self.knows(member, *file));
+        let continued = if itself { BTreeSet::new() } else { self.continued(member, &content, &to) };
         let fate = self.fates.entry(content).or_default();
         fate.movers.insert(member);
         let own = fate.lines.on(member).clone();
+        if !continued.is_empty() {
+            fate.lines.set(member, &own.union(&continued).copied().collect());
+        }
         if itself {
             fate.name = split(&to).1.to_vec();
             fate.moved_to.insert((to.clone(), member));
@@ -330,6 +337,20 @@ impl Oracle {
         }
     }
 
+    /// A directory that its member has not looked at continues the one that had its name, and so do the files in it (design,
+    /// section 5): what a file that comes to a name with its directory may go on with, besides what it is.
+    fn continued(&self, member: usize, content: &Thing, to: &[u8]) -> BTreeSet<usize> {
+        let own = self.fates.get(content).map(|fate| fate.lines.on(member).clone()).unwrap_or_default();
+        if own.iter().all(|file| self.knows(member, *file)) {
+            return BTreeSet::new();
+        }
+        let at = (member, to.to_vec());
+        let left = [self.ended_last.get(&at), self.vacated.get(&at)].into_iter().flatten().flat_map(|left| &left.files);
+        let lists = [&self.unmissed, &self.unnoticed].map(|lists| lists.get(&member));
+        let missed = |file: &usize| lists.into_iter().flatten().any(|list| list.contains(file));
+        left.copied().filter(missed).collect()
+    }
+
     /// A user made two files change places: each name goes on with the file that it had, which holds this now.
     pub(crate) fn swapped(&mut self, member: usize, [(one, here), (other, there)]: [(Thing, Vec<u8>); 2]) {
         let lines = |content| self.fates.get(content).map(|fate| fate.lines.on(member).clone()).unwrap_or_default();
@@ -343,15 +364,16 @@ impl Oracle {
         }
     }
 
-    /// Is there anything that this member has not looked at since its users made or moved it, or it was put back?
+    /// Is there anything that this member has not looked at since its users made, moved or removed it, or it was put back?
     pub(crate) fn unnoticed(&self, member: usize) -> bool {
-        let lists = [&self.unnoticed, &self.unseen];
+        let lists = [&self.unnoticed, &self.unseen, &self.unmissed];
         lists.into_iter().any(|list| list.contains_key(&member)) || self.returned.contains(&member)
     }
 
     /// A member has looked at everything. No clock ever showed more than `latest`, so nothing that it recorded is later.
     pub(crate) fn noticed(&mut self, member: usize, latest: u64) {
         self.unseen.remove(&member);
+        self.unmissed.remove(&member);
         self.returned.remove(&member);
         for file in self.unnoticed.remove(&member).unwrap_or_default() {
             self.files[file].movers.insert(member, latest);

@@ -218,6 +218,45 @@ fn a_file_is_what_it_was_where_nobody_has_heard_that_two_changed_places() {
     }
 }
 
+/// A directory that its member has looked at or not comes to the name of one that was removed, with a file whose name a file
+/// in that one had; somebody else removes that one, and what was written into the other is there under a name of that one. How
+/// often it is held against the program.
+fn came_with_its_directory(looked: bool) -> usize {
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    let write = |bytes: &[u8]| {
+        assert!(fs.write(b"letter", bytes).is_ok());
+        fs.tree().remove(&b"letter"[..]).and_then(|entry| entry.content)
+    };
+    let (Some(old), Some(new), Some(last)) = (write(b"old"), write(b"new"), write(b"last")) else { return usize::MAX };
+    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
+        path: path.to_vec(),
+        content: content.clone(),
+        rewritten,
+    };
+    let mut oracle = Oracle::new(0);
+    oracle.deed(1, (10, 10), finished(b"site/index", &old), &|_| true);
+    oracle.noticed(1, 10);
+    oracle.deed(1, (20, 20), ended(b"site/index", &old, false), &|_| true);
+    if looked {
+        oracle.noticed(1, 20);
+    }
+    oracle.deed(1, (30, 30), finished(b"new/index", &new), &|_| true);
+    oracle.moved(1, 40, Moved { itself: false, ..moved(&new, b"new/index", b"site/index") });
+    oracle.deed(1, (50, 50), ended(b"site/index", &new, true), &|_| true);
+    oracle.deed(1, (50, 50), finished(b"site/index", &last), &|_| true);
+    oracle.deed(0, (25, 25), ended(b"letter", &old, false), &|_| true);
+    let mut out = Vec::new();
+    oracle.reversed(&[at_rest(&fs)], 1, &Plan::of(0), &mut out);
+    out.len()
+}
+
+#[test]
+fn what_comes_to_a_name_with_its_directory_goes_on_with_what_had_it() {
+    assert_eq!(came_with_its_directory(false), 0);
+    assert_eq!(came_with_its_directory(true), 1, "the directory was seen to be gone");
+}
+
 #[test]
 fn what_a_failed_sync_made_of_a_file_is_preserved_as_unseen() {
     let [written, made] = [&b"written"[..], b"made"].map(Thing::file);
