@@ -310,6 +310,18 @@ impl Oracle {
         let before = before.filter(|left| left.when == now).map(|left| left.files.clone());
         let unknown = before.iter().flatten().any(|file| !self.knows(member, *file));
         let continued = if itself { BTreeSet::new() } else { self.continued(member, &content, &to) };
+        // Somebody writes into it: what he finishes there is of that file.
+        if let Some(left) = self.ended_last.remove(&(member, from.clone())) {
+            if left.rewritten {
+                let files = before.clone().or_else(|| vacated.clone()).filter(|_| itself).unwrap_or(left.files);
+                if itself {
+                    self.gave_path(member, &files);
+                }
+                self.ended_last.insert((member, to.clone()), Left { files, ..left });
+            } else {
+                self.ended_last.insert((member, from.clone()), left);
+            }
+        }
         let fate = self.fates.entry(content).or_default();
         fate.movers.insert(member);
         let own = fate.lines.on(member).clone();

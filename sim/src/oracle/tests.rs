@@ -275,3 +275,29 @@ fn what_a_failed_sync_made_of_a_file_is_preserved_as_unseen() {
     oracle.deed(0, (10, 10), Deed::Damaged { before: written, after: made }, &|_| true);
     assert_eq!(held(&oracle), 0);
 }
+
+/// Somebody has a file open to write while its user moves it; another one moves the file as well, and may have the later time.
+#[test]
+fn what_is_moved_while_somebody_writes_into_it_is_the_same_file() {
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    let [old, new] = two_contents(&fs);
+    let half = Thing::file(b"half");
+    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
+        path: path.to_vec(),
+        content: content.clone(),
+        rewritten,
+    };
+    for (mover, held_against) in [(0, 0), (1, 1)] {
+        let mut oracle = Oracle::new(0);
+        oracle.deed(1, (10, 10), finished(b"draft", &old), &|_| true);
+        oracle.deed(1, (20, 20), ended(b"draft", &old, true), &|_| true);
+        oracle.moved(1, 30, moved(&half, b"draft", b"letter"));
+        oracle.deed(1, (40, 40), finished(b"letter", &new), &|_| true);
+        oracle.moved(mover, 50, moved(&old, b"draft", b"sent"));
+        oracle.deed(1, (60, 60), ended(b"letter", &new, false), &|_| true);
+        let mut out = Vec::new();
+        oracle.resurrected(&[at_rest(&fs)], &mut out);
+        assert_eq!(out.len(), held_against, "moved by {mover}");
+    }
+}
