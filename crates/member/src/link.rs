@@ -709,6 +709,7 @@ where
             self.last_mark.digest = digest.as_slice().try_into().unwrap_or_default();
         }
         self.mark_at_start = self.last_mark.highest;
+        self.issued_at_start = self.records.known().sequence(self.records.replica());
         Ok(())
     }
 }

@@ -323,6 +323,8 @@ pub struct Replica<F: Fs, K: Kv> {
     pub(crate) last_mark: Mark,
     /// The number of the newest mark when this replica was opened.
     pub(crate) mark_at_start: anabranch_model::Sequence,
+    /// The newest number that we had issued when this life began.
+    pub(crate) issued_at_start: anabranch_model::Sequence,
     pub(crate) marks: usize,
     /// The change number at the start.
     pub(crate) first_number: ChangeNumber,

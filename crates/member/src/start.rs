@@ -163,6 +163,7 @@ where
             preserved_bytes: None,
             last_mark: Mark::default(),
             mark_at_start: anabranch_model::Sequence(0),
+            issued_at_start: anabranch_model::Sequence(0),
             marks: 0,
             ahead_retry: None,
             first_number: anabranch_model::ChangeNumber(0),

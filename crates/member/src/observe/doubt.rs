@@ -27,7 +27,11 @@ where
             }
             let known_as = self.with_what_was_given(modified.node.clone(), &modified.stat, None);
             let lost = self.is_lost(&known_as, &modified.stat, &value);
-            if lost || self.suspect && self.is_torn(modified)? {
+            // What was recorded since the start lay there after the power was cut: no cut made anything else of it.
+            let recorded_since = recorded
+                .and_then(|c| c.bytes)
+                .is_some_and(|bytes| bytes.replica == self.records.replica() && bytes.sequence > self.issued_at_start);
+            if lost || self.suspect && !recorded_since && self.is_torn(modified)? {
                 modified.dropped = true;
                 let mut candidate = crate::adopt::candidate(value, provisional);
                 if let Some(known) = recorded.filter(|_| lost) {
