@@ -102,7 +102,17 @@ fn a_private_directory_that_is_moved_away_stops_the_folder_until_it_is_back() ->
     cluster.settle()?;
     let (private, away) = (two.tree().join(".anabranch"), two.home.join("away"));
     fs::rename(&private, &away)?;
-    event(two, EVENT_PRIVATE, &[&private.display().to_string(), "No such file"])?;
+    let said = event(two, EVENT_PRIVATE, &[&private.display().to_string(), "No such file"])?;
+    let remedy = said["remedy"].as_str().context("an event has a remedy")?;
+    let text = two.run(&["events"])?;
+    ensure!(
+        !remedy.is_empty() && text.lines().any(|line| line == format!("    {remedy}")),
+        "{remedy:?} is not in: {text}"
+    );
+    for valid in ["0s", "366d", "18446744073709551615s"] {
+        let refused = two.ask(&["invite", "--valid", valid])?;
+        ensure!(refused.code == 2 && refused.err.contains("at most 365d"), "--valid {valid}: {}", refused.err);
+    }
     trees::write(&one.tree().join("after"), b"after")?;
     event(two, EVENT_ROOT, &[&private.display().to_string(), "is missing"])?;
     ensure!(!private.exists(), "the private directory was begun anew");

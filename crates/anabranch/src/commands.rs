@@ -13,7 +13,7 @@ use anabranch_member::host::{chain, random_id};
 use anabranch_net::{Identity, Invitation, JoinReply, JoinRequest};
 use serde_json::{Value, json};
 
-use crate::invitations::Welcome;
+use crate::invitations::{INVITATION_SECONDS_MAX, Welcome};
 use crate::local::{Data, Local, write_whole_by};
 use crate::reach::dialable;
 use crate::{Cli, Command, FolderCommand, GroupCommand, MemberCommand, PreservedCommand, RecoveryCommand};
@@ -32,6 +32,16 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         _ => return Err(format!("{unit:?} is no unit of time; write ms, s, m, h or d")),
     };
     number.checked_mul(factor).map(Duration::from_secs).ok_or_else(|| format!("{text:?} is too long"))
+}
+
+/// How long an invitation can be redeemed: from a second to a year.
+pub(crate) fn validity(text: &str) -> Result<Duration, String> {
+    let valid = duration(text)?;
+    if (1..=INVITATION_SECONDS_MAX).contains(&valid.as_secs()) {
+        Ok(valid)
+    } else {
+        Err(format!("an invitation is valid for at least 1s and at most {}d", INVITATION_SECONDS_MAX / 86_400))
+    }
 }
 
 /// Why some of the output could not be written.
@@ -400,6 +410,9 @@ async fn events(socket: &Path, follow: bool, json: bool) -> Result<(), Failure> 
                     field(event, "text"),
                     field(event, "detail")
                 ));
+                if ["warning", "error"].contains(&field(event, "level").to_lowercase().as_str()) {
+                    print(&format!("    {}", field(event, "remedy")));
+                }
             }
         }
         if !follow {
@@ -562,6 +575,10 @@ mod tests {
         }
         for bad in ["", "h", "1y", "-1s", "99999999999999999999s"] {
             assert!(duration(bad).is_err(), "{bad}");
+        }
+        assert_eq!(validity("365d"), Ok(Duration::from_secs(INVITATION_SECONDS_MAX)));
+        for bad in ["0s", "999ms", "366d", "18446744073709551615s"] {
+            assert!(validity(bad).is_err(), "{bad}");
         }
     }
 

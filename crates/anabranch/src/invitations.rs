@@ -113,6 +113,9 @@ impl Invitations {
     }
 }
 
+/// Longest that an invitation can be redeemed, seconds: a year.
+pub(crate) const INVITATION_SECONDS_MAX: u64 = 365 * 86_400;
+
 /// Makes an invitation; the text is all that is needed to join.
 pub(crate) fn invite(daemon: &Daemon, name: Option<String>, valid_seconds: u64) -> Result<String, Failure> {
     if let Some(name) = &name {
@@ -125,6 +128,10 @@ pub(crate) fn invite(daemon: &Daemon, name: Option<String>, valid_seconds: u64) 
     let mut secret = [0; 16];
     getrandom::fill(&mut secret)
         .map_err(|e| Failure::failed("the system gives no random bytes").because(e.to_string()))?;
+    if !(1..=INVITATION_SECONDS_MAX).contains(&valid_seconds) {
+        return Err(Failure::usage(format!("an invitation cannot be valid for {valid_seconds} seconds"))
+            .hint(format!("say 1 to {INVITATION_SECONDS_MAX} seconds")));
+    }
     let expires = seconds() + valid_seconds;
     let own: ObjectName = daemon.local.name.parse().map_err(|e| Failure::usage(format!("{e}")))?;
     let addresses = {

@@ -58,8 +58,8 @@ enum Command {
         /// The name that the new member must take.
         #[arg(long)]
         name: Option<String>,
-        /// How long it can be redeemed, such as 30s, 15m or 1h.
-        #[arg(long, default_value = "1h", value_parser = commands::duration)]
+        /// How long it can be redeemed, such as 30s, 15m or 1h; a year at most.
+        #[arg(long, default_value = "1h", value_parser = commands::validity)]
         valid: std::time::Duration,
     },
     /// Join a domain with an invitation.
