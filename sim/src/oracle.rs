@@ -122,6 +122,9 @@ struct File {
     removers: BTreeSet<usize>,
     /// Who gave it another path, and the latest time that his member may have recorded this with.
     movers: BTreeMap<usize, u64>,
+    /// What it held when a member's users moved that onto another file, which removed this one, and what the member's clock
+    /// showed: whoever keeps this one has that in it.
+    left: BTreeMap<usize, (Thing, u64)>,
 }
 
 /// What had a name until somebody ended or moved it.
@@ -221,6 +224,13 @@ impl Oracle {
         (left.rewritten || left.when + self.name_memory > now).then_some(left.files)
     }
 
+    /// These hold something new here.
+    fn hold(&mut self, member: usize, files: &BTreeSet<usize>) {
+        for file in files {
+            self.files[*file].left.remove(&member);
+        }
+    }
+
     /// Somebody gave these another path.
     fn gave_path(&mut self, member: usize, files: &BTreeSet<usize>) {
         for file in files {
@@ -245,6 +255,7 @@ impl Oracle {
                     self.unseen.entry(member).or_default().insert(self.files.len() - 1);
                     BTreeSet::from([self.files.len() - 1])
                 });
+                self.hold(member, &files);
                 let fate = self.fates.entry(content).or_default();
                 fate.lines.set(member, &files);
                 fate.name = split(&path).1.to_vec();
@@ -304,7 +315,8 @@ impl Oracle {
     }
 
     /// A user gave something another path.
-    pub(crate) fn moved(&mut self, member: usize, now: u64, Moved { content, from, to, itself }: Moved) {
+    pub(crate) fn moved(&mut self, member: usize, (now, clock): (u64, u64), moved: Moved) {
+        let Moved { content, from, to, itself } = moved;
         let vacated = self.vacated(member, &to, now);
         let before = self.ended_last.get(&(member, to.clone()));
         let before = before.filter(|left| left.when == now).map(|left| left.files.clone());
@@ -322,7 +334,7 @@ impl Oracle {
                 self.ended_last.insert((member, from.clone()), left);
             }
         }
-        let fate = self.fates.entry(content).or_default();
+        let fate = self.fates.entry(content.clone()).or_default();
         fate.movers.insert(member);
         let own = fate.lines.on(member).clone();
         if !continued.is_empty() {
@@ -340,6 +352,10 @@ impl Oracle {
         // be what has another path now.
         let files = before.or(vacated).unwrap_or_else(|| own.clone());
         fate.lines.set(member, &files);
+        self.hold(member, &files);
+        for file in own.difference(&files) {
+            self.files[*file].left.insert(member, (content.clone(), clock));
+        }
         self.gave_path(member, &files);
         if unknown {
             self.gave_path(member, &own);
@@ -392,12 +408,20 @@ impl Oracle {
         }
     }
 
-    /// Did somebody else move the file, perhaps with what it had held before, and may have the later time? Whoever removed it
-    /// does not undo that: what wins then has a place (design, section 4). A member records a move when it looks, perhaps long
-    /// after it was made, as where the service was down.
-    fn moved_by_another(&self, fate: &Fate, end: End) -> bool {
-        let files = fate.lines.on(end.who).iter().filter_map(|file| self.files.get(*file));
-        files.flat_map(|file| &file.movers).any(|(mover, latest)| *mover != end.who && *latest >= end.clock)
+    /// Did somebody else move the file, or one that held this last and was removed when that was moved onto another one, perhaps
+    /// with what it had held before, and may have the later time? Whoever removed it does not undo that: what wins then has a
+    /// place (design, section 4). A member records a move when it looks, perhaps long after it was made, as where the service was
+    /// down.
+    fn moved_by_another(&self, content: &Thing, fate: &Fate, end: End) -> bool {
+        let held = fate.lines.on(end.who).iter().filter_map(|file| Some((self.files.get(*file)?, end.clock)));
+        let left = self.files.iter().filter_map(|file| {
+            let (last, clock) = file.left.get(&end.who)?;
+            (last == content).then_some((file, *clock))
+        });
+        let later = |(file, clock): (&File, u64)| {
+            file.movers.iter().any(|(mover, latest)| *mover != end.who && *latest >= clock)
+        };
+        held.chain(left).any(later)
     }
 
     /// A member lost power. `elsewhere` says whether a content is on any other disk.
@@ -565,7 +589,7 @@ impl Oracle {
                     && fate.last <= end.when
                     && fate.handled.iter().all(|h| *h == end.who)
                     && quiet
-                    && !self.moved_by_another(fate, end)
+                    && !self.moved_by_another(content, fate, end)
                     && !content.bytes().is_empty()
                 {
                     let (who, when) = (end.who, end.when);
@@ -611,7 +635,7 @@ impl Oracle {
             let (now, before) = (path.escape_ascii(), fate.path.escape_ascii());
             if let [end] = fate.ended[..]
                 && fate.movers.iter().all(|mover| *mover == end.who)
-                && !self.moved_by_another(fate, end)
+                && !self.moved_by_another(content, fate, end)
             {
                 push(format!("member {} ended {}, and it is at /{now}", end.who, show(content)));
             }

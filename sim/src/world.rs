@@ -565,7 +565,7 @@ impl<'a> World<'a> {
             self.oracle.swapped(number, files);
         }
         for moved in moved {
-            self.oracle.moved(number, self.now, moved);
+            self.oracle.moved(number, (self.now, clock), moved);
         }
         if let Some(next) = next {
             self.at(next, Event::Program { member: number });

@@ -17,10 +17,10 @@ fn held_against(name_memory: u64, looked: Option<u64>) -> usize {
     let finished = |content: &Thing| Deed::Finished { path: b"letter".to_vec(), content: content.clone() };
     let mut oracle = Oracle::new(name_memory);
     oracle.deed(1, (10, 10), finished(&old), &|_| true);
-    oracle.moved(1, 20, moved(&old, b"letter", b"letter~"));
+    oracle.moved(1, (20, 20), moved(&old, b"letter", b"letter~"));
     oracle.noticed(1, 20);
     oracle.deed(1, (30, 30), finished(&new), &|_| true);
-    oracle.moved(0, 25, moved(&old, b"letter", b"sent"));
+    oracle.moved(0, (25, 25), moved(&old, b"letter", b"sent"));
     looked.into_iter().for_each(|latest| oracle.noticed(0, latest));
     let ended = Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false };
     oracle.deed(1, (50, 50), ended, &|_| true);
@@ -71,7 +71,7 @@ fn a_second_name_and_what_is_moved_to_it_elsewhere_are_one_file() {
         oracle.deed(0, (10, 10), Deed::Finished { path: b"one".to_vec(), content: content.clone() }, &|_| true);
         let linked = Deed::Linked { content: content.clone(), to: Some(b"two".to_vec()) };
         oracle.deed(0, (20, 20), linked, &|_| true);
-        oracle.moved(1, 30, moved(&content, b"one", to));
+        oracle.moved(1, (30, 30), moved(&content, b"one", to));
         oracle.deed(0, (40, 40), Deed::Unlinked { content: content.clone() }, &|_| true);
         let mut out = Vec::new();
         oracle.lost(&[], &mut out);
@@ -115,7 +115,7 @@ fn moved_over(looked: bool, returned: bool) -> usize {
         oracle.rolled_back((0, "hq0"), 5, &BTreeSet::new(), &[], &|_| true);
     }
     oracle.deed(0, (30, 30), ended(b"sent", &other, false), &|_| true);
-    oracle.moved(0, 30, moved(&old, b"letter", b"sent"));
+    oracle.moved(0, (30, 30), moved(&old, b"letter", b"sent"));
     oracle.deed(1, (40, 40), ended(b"letter", &new, false), &|_| true);
     let mut out = Vec::new();
     oracle.resurrected(&[at_rest(&fs)], &mut out);
@@ -173,7 +173,7 @@ fn held_against_where_two_move(other_first: bool) -> usize {
     if other_first {
         moves.reverse();
     }
-    moves.into_iter().for_each(|(member, moved)| oracle.moved(member, 20, moved));
+    moves.into_iter().for_each(|(member, moved)| oracle.moved(member, (20, 20), moved));
     oracle.deed(1, (30, 30), finished(&new), &|_| true);
     oracle.deed(1, (50, 50), Deed::Ended { path: b"letter".to_vec(), content: new, rewritten: false }, &|_| true);
     let mut out = Vec::new();
@@ -210,12 +210,51 @@ fn a_file_is_what_it_was_where_nobody_has_heard_that_two_changed_places() {
         oracle.swapped(1, [(draft.clone(), b"letter".to_vec()), (old.clone(), b"draft".to_vec())]);
         oracle.deed(1, (20, 20), ended(&draft, true), &|_| true);
         oracle.deed(1, (20, 20), finished(b"letter", &new), &|_| true);
-        oracle.moved(mover, 30, moved(&old, b"letter", b"sent"));
+        oracle.moved(mover, (30, 30), moved(&old, b"letter", b"sent"));
         oracle.deed(1, (40, 40), ended(&new, false), &|_| true);
         let mut out = Vec::new();
         oracle.resurrected(&[at_rest(&fs)], &mut out);
         assert_eq!(out.len(), held_against, "moved by {mover}");
     }
+}
+
+/// One user moves a file over another one, perhaps writes the file anew under its name, and then writes the other one; somebody
+/// else moves the file, and his member looks when no clock shows more than `looked`. How often it is held against the program that
+/// the file is there with what was moved over the other one.
+fn moved_over_another(looked: u64, again: bool) -> usize {
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    let [old, new] = two_contents(&fs);
+    let [draft, last] = [&b"draft"[..], b"last"].map(Thing::file);
+    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
+        path: path.to_vec(),
+        content: content.clone(),
+        rewritten,
+    };
+    let mut oracle = Oracle::new(100);
+    oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
+    oracle.deed(1, (10, 10), finished(b"draft", &draft), &|_| true);
+    oracle.moved(0, (20, 20), moved(&old, b"letter", b"sent"));
+    oracle.deed(1, (30, 30), ended(b"letter", &old, true), &|_| true);
+    oracle.deed(1, (30, 30), finished(b"letter", &new), &|_| true);
+    oracle.deed(1, (40, 40), ended(b"draft", &draft, false), &|_| true);
+    oracle.moved(1, (40, 40), moved(&new, b"letter", b"draft"));
+    if again {
+        oracle.deed(1, (45, 45), finished(b"letter", &last), &|_| true);
+    }
+    oracle.deed(1, (50, 50), ended(b"draft", &new, true), &|_| true);
+    oracle.noticed(0, looked);
+    let mut out = Vec::new();
+    oracle.resurrected(&[at_rest(&fs)], &mut out);
+    out.len()
+}
+
+#[test]
+fn who_moves_a_file_over_another_one_removes_it_with_what_it_held_then() {
+    assert_eq!(moved_over_another(60, false), 0);
+    assert_eq!(moved_over_another(45, false), 0, "the file went before what was moved over the other one did");
+    assert_eq!(moved_over_another(35, false), 1, "its removal is later");
+    assert_eq!(moved_over_another(60, true), 1, "it held something else by then");
 }
 
 /// A directory that its member has looked at or not comes to the name of one that was removed, with a file whose name a file
@@ -242,7 +281,7 @@ fn came_with_its_directory(looked: bool) -> usize {
         oracle.noticed(1, 20);
     }
     oracle.deed(1, (30, 30), finished(b"new/index", &new), &|_| true);
-    oracle.moved(1, 40, Moved { itself: false, ..moved(&new, b"new/index", b"site/index") });
+    oracle.moved(1, (40, 40), Moved { itself: false, ..moved(&new, b"new/index", b"site/index") });
     oracle.deed(1, (50, 50), ended(b"site/index", &new, true), &|_| true);
     oracle.deed(1, (50, 50), finished(b"site/index", &last), &|_| true);
     oracle.deed(0, (25, 25), ended(b"letter", &old, false), &|_| true);
@@ -292,9 +331,9 @@ fn what_is_moved_while_somebody_writes_into_it_is_the_same_file() {
         let mut oracle = Oracle::new(0);
         oracle.deed(1, (10, 10), finished(b"draft", &old), &|_| true);
         oracle.deed(1, (20, 20), ended(b"draft", &old, true), &|_| true);
-        oracle.moved(1, 30, moved(&half, b"draft", b"letter"));
+        oracle.moved(1, (30, 30), moved(&half, b"draft", b"letter"));
         oracle.deed(1, (40, 40), finished(b"letter", &new), &|_| true);
-        oracle.moved(mover, 50, moved(&old, b"draft", b"sent"));
+        oracle.moved(mover, (50, 50), moved(&old, b"draft", b"sent"));
         oracle.deed(1, (60, 60), ended(b"letter", &new, false), &|_| true);
         let mut out = Vec::new();
         oracle.resurrected(&[at_rest(&fs)], &mut out);
