@@ -21,7 +21,7 @@ use crate::undone::known_with;
 enum Vacated {
     Yes,
     /// What came has it by now.
-    Exchanged,
+    Taken,
     /// It is not known where the other one is.
     No,
 }
@@ -113,7 +113,7 @@ where
         }
         match self.vacate(parent, name, node.as_ref())? {
             Vacated::Yes => {}
-            Vacated::Exchanged => return Ok(true),
+            Vacated::Taken => return self.take_up(uid),
             Vacated::No => return Ok(false),
         }
         tracing::debug!(member = self.config.member, name = %name.escape_ascii(), ?uid, "not noted before the end");
@@ -173,23 +173,69 @@ where
         Ok(())
     }
 
-    /// What the database has under this name is not there any more: it was exchanged with what came, or removed.
+    /// What the database has under this name is not there any more: it was exchanged with what came, moved on, or removed.
     fn vacate(&mut self, parent: NodeId, name: &[u8], came: Option<&Node>) -> Result<Vacated> {
         let Some(other) = nodes::at(self.records.kv(), parent, name)? else { return Ok(Vacated::Yes) };
         if let Some(came) = came
             && self.stat_at(came.parent, &came.name)?.is_some_and(|s| s.object == other.object && s.kind == other.kind)
         {
             // Both rows change places, over a name that nothing has.
-            let aside =
-                Node { parent: nodes::STAGING_NODE, name: format!("x-{}", other.id.0).into_bytes(), ..other.clone() };
-            nodes::put(self.records.kv_mut(), Some(&other), &aside)?;
+            let aside = self.row_aside(&other)?;
             let away = Node { parent, name: name.to_vec(), ..came.clone() };
             nodes::put(self.records.kv_mut(), Some(came), &away)?;
             let there = Node { parent: came.parent, name: came.name.clone(), ..other };
             nodes::put(self.records.kv_mut(), Some(&aside), &there)?;
-            return Ok(Vacated::Exchanged);
+            return Ok(Vacated::Taken);
         }
-        Ok(if self.take_away(&other)? { Vacated::Yes } else { Vacated::No })
+        let cleared = self.follow(parent, name)?;
+        let now = nodes::at(self.records.kv(), parent, name)?;
+        Ok(match came {
+            _ if !cleared => Vacated::No,
+            Some(came) if now.is_some_and(|now| now.id == came.id) => Vacated::Taken,
+            _ => Vacated::Yes,
+        })
+    }
+
+    /// Notes where what the database has under a name is now, if that is where the view shows it; and so on with what the
+    /// database has there. It is found by its object: the path to it may lead through what waits for this very name.
+    /// `false`: something on the way may be anywhere, and the rows are as they were.
+    fn follow(&mut self, parent: NodeId, name: &[u8]) -> Result<bool> {
+        let (mut at, mut rows) = ((parent, name.to_vec()), Vec::new());
+        let free = loop {
+            let Some(other) = nodes::at(self.records.kv(), at.0, &at.1)? else { break true };
+            if self.take_away(&other)? {
+                break true;
+            }
+            let Some(place) = self.found_where_shown(&other)? else { break false };
+            // Where they took each other's names in a ring, the first of these is free by the time that one comes round to it.
+            let aside = self.row_aside(&other)?;
+            at.clone_from(&place);
+            rows.push((other, aside, place));
+        };
+        for (was, aside, (parent, name)) in rows.into_iter().rev() {
+            let row = if free { Node { parent, name, ..was } } else { was };
+            nodes::put(self.records.kv_mut(), Some(&aside), &row)?;
+        }
+        Ok(free)
+    }
+
+    /// Where the view shows something that the database has elsewhere, if it lies there.
+    fn found_where_shown(&self, node: &Node) -> Result<Option<(NodeId, Vec<u8>)>> {
+        let place = node.uid.map(|uid| self.shown_place(uid)).transpose()?.flatten();
+        let Some(place) = place.filter(|place| (place.0, &place.1) != (node.parent, &node.name)) else {
+            return Ok(None);
+        };
+        let Some(above) = nodes::get(self.records.kv(), place.0)? else { return Ok(None) };
+        let there = self.fs.locate(&node.object).ok().flatten().is_some_and(|at| at == (above.object, place.1.clone()));
+        Ok(there.then_some(place))
+    }
+
+    /// Gives a row a name that nothing has, until its own is free.
+    fn row_aside(&mut self, node: &Node) -> Result<Node> {
+        let name = format!("x-{}", node.id.0).into_bytes();
+        let aside = Node { parent: nodes::STAGING_NODE, name, ..node.clone() };
+        nodes::put(self.records.kv_mut(), Some(node), &aside)?;
+        Ok(aside)
     }
 
     /// A directory that the view does not show, and that is nowhere: we removed it. `false`: it may be somewhere.

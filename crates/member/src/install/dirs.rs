@@ -239,7 +239,7 @@ where
     }
 
     /// Where the view shows something, as a node and a name.
-    fn shown_place(&self, uid: Uid) -> Result<Option<(NodeId, Vec<u8>)>> {
+    pub(crate) fn shown_place(&self, uid: Uid) -> Result<Option<(NodeId, Vec<u8>)>> {
         let Some(shown) = self.records.shown(uid)? else { return Ok(None) };
         let parent = nodes::of(self.records.kv(), shown.parent)?;
         Ok(parent.map(|parent| (parent.id, shown.name.bytes().to_vec())))

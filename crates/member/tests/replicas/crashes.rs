@@ -116,6 +116,39 @@ fn a_name_goes_from_hand_to_hand() {
     ]);
 }
 
+/// Renames that one batch follows; it dies at any step of that, and the first one goes on with the others meanwhile.
+fn moved_on_meanwhile(at_once: &[(&str, &str)], meanwhile: &[Change<'_>]) {
+    let renames = |fs: &SimFs| {
+        for (from, to) in at_once {
+            fs.rename(from.as_bytes(), to.as_bytes()).unwrap();
+        }
+    };
+    for power_cut in [false, true] {
+        crash_at_every_step(start, &[&renames], meanwhile, 10, power_cut);
+    }
+}
+
+#[test]
+fn a_directory_takes_the_place_of_one_that_goes_into_it() {
+    // Each of the three is at a name that the database has for the next, and the last lies in the first.
+    moved_on_meanwhile(
+        &[("d0/inner", "d2/x"), ("d1", "d0/inner"), ("d2/x", "d0/inner/x"), ("g", "d1")],
+        &[&renamed("d0/inner/x", "d2/x"), &removed("d1"), &made("d1")],
+    );
+}
+
+#[test]
+fn names_that_went_round_in_a_ring_go_on() {
+    moved_on_meanwhile(
+        &[("d0", "x"), ("d1", "d0"), ("d2", "d1"), ("x", "d2")],
+        &[&renamed("d1", "d2/d1"), &renamed("d0", "d1"), &made("d0")],
+    );
+    moved_on_meanwhile(
+        &[("g", "x"), ("h", "g"), ("i", "h"), ("x", "i")],
+        &[&renamed("h", "d0/h"), &renamed("g", "h"), &removed("i")],
+    );
+}
+
 #[test]
 fn modes_and_times_are_set_and_set_anew() {
     let moded = |path: &'static str, mode| move |fs: &SimFs| fs.chmod(path.as_bytes(), mode).unwrap();
