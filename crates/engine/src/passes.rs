@@ -37,6 +37,8 @@ pub struct PassState {
     pub cursor: ChangeNumber,
     /// Rows up to this number were taken in or lie aside.
     pub reached: ChangeNumber,
+    /// While rows lie aside: the newest change number that the upstream had told of when the last of them came.
+    pub heard: ChangeNumber,
 }
 
 /// How many facets were of which case, and what lost.
@@ -274,13 +276,18 @@ impl<K: Kv> Records<K> {
         Ok(self.cursor(upstream)?.state)
     }
 
-    /// All rows up to this number lie aside now.
+    /// All rows up to this number lie aside now; the upstream had told of `heard` by then.
     ///
     /// # Errors
     /// [`KvError`].
-    pub fn set_reached(&mut self, upstream: ReplicaId, reached: ChangeNumber) -> Result<(), KvError> {
+    pub fn set_reached(
+        &mut self,
+        upstream: ReplicaId,
+        reached: ChangeNumber,
+        heard: ChangeNumber,
+    ) -> Result<(), KvError> {
         let mut cursor = self.cursor(upstream)?;
-        cursor.state.reached = reached;
+        (cursor.state.reached, cursor.state.heard) = (reached, heard);
         if broken(Rule::PassesAreAtomic) {
             self.merge_aside(upstream, &mut |_| {})?;
             self.settle()?;
@@ -322,7 +329,7 @@ impl<K: Kv> Records<K> {
         limit: u64,
         each: &mut dyn FnMut(&Taken),
     ) -> Result<PassEnd, KvError> {
-        let PassState { cursor, reached } = self.pass_state(upstream)?;
+        let PassState { cursor, reached, .. } = self.pass_state(upstream)?;
         if reached != cursor {
             // A row of the last page takes the place of what lies aside of its UID.
             self.lay_aside_all(upstream, &rows)?;
@@ -363,7 +370,7 @@ impl<K: Kv> Records<K> {
         if seen.0 <= latest_allowed.0 {
             self.counters.highest = self.counters.highest.max(seen);
         }
-        let state = PassState { cursor: through, reached: through };
+        let state = PassState { cursor: through, reached: through, heard: ChangeNumber(0) };
         if cursor.state != state || cursor.clock != Hlc(0) {
             self.set_cursor(upstream, Cursor { state, clock: Hlc(0) })?;
         }
@@ -470,7 +477,8 @@ impl<K: Kv> Records<K> {
             }
         }
         let PassState { cursor, .. } = self.pass_state(upstream)?;
-        self.set_cursor(upstream, Cursor { state: PassState { cursor, reached: cursor }, clock: Hlc(0) })
+        let state = PassState { cursor, reached: cursor, heard: ChangeNumber(0) };
+        self.set_cursor(upstream, Cursor { state, clock: Hlc(0) })
     }
 
     /// An id was closed at a number (rollback or revocation): what is known of it is lowered to that, and all partners are
@@ -503,15 +511,19 @@ impl<K: Kv> Records<K> {
         let Some(value) = self.kv.get(Table::Cursors, &number.to_be_bytes())? else { return Ok(Cursor::default()) };
         let mut input = Reader(&value);
         let mut read = || {
-            let state = PassState { cursor: ChangeNumber(input.number()?), reached: ChangeNumber(input.number()?) };
-            Ok::<_, anabranch_model::codec::DecodeError>(Cursor { state, clock: Hlc(input.number()?) })
+            let [cursor, reached, clock] = [input.number()?, input.number()?, input.number()?];
+            let [cursor, reached] = [cursor, reached].map(ChangeNumber);
+            // Earlier versions of the program wrote no more.
+            let heard = ChangeNumber(if input.0.is_empty() { 0 } else { input.number()? });
+            let state = PassState { cursor, reached, heard };
+            Ok::<_, anabranch_model::codec::DecodeError>(Cursor { state, clock: Hlc(clock) })
         };
         read().map_err(|e| KvError::damaged("read a cursor", e))
     }
 
     fn set_cursor(&mut self, upstream: ReplicaId, cursor: Cursor) -> Result<(), KvError> {
         let mut out = Writer::default();
-        for number in [cursor.state.cursor.0, cursor.state.reached.0, cursor.clock.0] {
+        for number in [cursor.state.cursor.0, cursor.state.reached.0, cursor.clock.0, cursor.state.heard.0] {
             out.number(number);
         }
         let key = self.upstream_key(upstream)?;

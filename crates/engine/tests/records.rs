@@ -46,7 +46,7 @@ fn fetch(here: &mut Records<MemoryKv>, upstream: &Records<MemoryKv>) -> (ChangeN
     for row in &page.rows {
         here.lay_aside(upstream.replica(), &decode_record(row, &page.dictionary).unwrap()).unwrap();
     }
-    here.set_reached(upstream.replica(), page.through).unwrap();
+    here.set_reached(upstream.replica(), page.through, page.through).unwrap();
     (page.through, page.complete)
 }
 
@@ -434,7 +434,7 @@ fn a_pass_shows_nothing_until_it_is_complete_and_goes_on_where_it_was() {
         assert_eq!(record.uid, uid);
         step(&mut b, |b| {
             b.lay_aside(A, &record).unwrap();
-            b.set_reached(A, page.through).unwrap();
+            b.set_reached(A, page.through, page.through).unwrap();
         });
         after = b.pass_state(A).unwrap().reached;
         assert_eq!((b.record(uid).unwrap(), b.pass_state(A).unwrap().cursor), (None, ChangeNumber(0)));

@@ -14,7 +14,7 @@ use anabranch_volume::fs::Fs;
 
 use crate::acknowledged::{Judgement, Told, falls_short, judge};
 use crate::events::EventKind;
-use crate::replica::{Link, LinkId, Output, Partner, Phase, Replica, Result};
+use crate::replica::{Continued, Link, LinkId, Output, Partner, Phase, Replica, Result};
 use crate::returned::Point;
 use crate::steps::{Step, broken};
 use crate::tables::{self, Gap, Meta};
@@ -45,6 +45,7 @@ where
             joining: false,
             skew: 0,
             passed: false,
+            continued: Continued::Unasked,
             unanswered: None,
         };
         self.links.insert(id, link);
@@ -256,7 +257,14 @@ where
             link.told = known;
             link.pulling = true;
         }
-        self.send(id, Message::Pull { after: state.reached.max(state.cursor), known: news, part });
+        let mut after = state.reached.max(state.cursor);
+        if let Some(link) = self.links.get_mut(&id)
+            && link.continued != Continued::Sure
+        {
+            link.continued = if state.heard > after { Continued::Asked } else { Continued::Sure };
+            after = after.max(state.heard);
+        }
+        self.send(id, Message::Pull { after, known: news, part });
         Ok(())
     }
 
@@ -268,6 +276,12 @@ where
             return Ok(());
         }
         link.pulling = false;
+        if link.continued == Continued::Asked {
+            // These rows come once more, after those before them.
+            link.continued = Continued::Sure;
+            return self.pull(id);
+        }
+        let number = link.number;
         let attributes: std::result::Result<Vec<_>, _> = page.attributes.iter().map(|a| decode_attributes(a)).collect();
         let rows = attributes.and_then(|attributes| {
             let dictionary = Dictionary::new(page.replicas.clone(), attributes);
@@ -344,7 +358,7 @@ where
             }
         } else {
             self.records.lay_aside_all(replica, &rows)?;
-            self.records.set_reached(replica, page.through)?;
+            self.records.set_reached(replica, page.through, number.max(page.through))?;
             self.records.commit()?;
         }
         self.pull(id)?;

@@ -149,6 +149,19 @@ pub(crate) struct Private<D> {
     pub(crate) pre_existing: D,
 }
 
+/// An upstream may have been put back to an image since it sent what lies aside: rows of which it had sent none yet, because
+/// they had changed since the image, have their former change numbers again, which were passed already. It notices that by
+/// being asked for what comes after a number that it told of then (design, section 11).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Continued {
+    /// It was not asked on this link.
+    Unasked,
+    /// It was, and has not answered yet.
+    Asked,
+    /// It knows the number, or nothing lay aside.
+    Sure,
+}
+
 /// What is known of one link.
 pub(crate) struct Link {
     pub(crate) partner: Partner,
@@ -173,6 +186,8 @@ pub(crate) struct Link {
     pub(crate) skew: i64,
     /// Upstream: a pass was completed on this link.
     pub(crate) passed: bool,
+    /// Upstream: how far it is certain that it is still the one that sent what lies aside of it.
+    pub(crate) continued: Continued,
     /// It has not completed its own initial sync. Upstream: it said so; downstream: it was told so of us.
     pub(crate) joining: bool,
     /// Downstream: it asked for what comes after this number, and there is nothing yet but more to come.

@@ -253,7 +253,7 @@ impl Replica {
                     break;
                 }
                 records.lay_aside_all(from, &rows).unwrap();
-                records.set_reached(from, page.through).unwrap();
+                records.set_reached(from, page.through, page.through).unwrap();
             }
         });
         if !self.lags {
