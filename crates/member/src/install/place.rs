@@ -192,6 +192,14 @@ where
                     return Ok(false);
                 }
             }
+        } else if !broken(Step::Compare) {
+            // A daemon that ends right after this would take what came out for what it has preserved.
+            let there = self.fs.stat(&removal.dir, &removal.node.name);
+            if !there.is_ok_and(|stat| stat.is_some_and(|s| s.object == removal.node.object)) {
+                self.local_change(removal.node.parent, &removal.node.name);
+                removal.outcome = Outcome::Wait(Waiting::LocalChange);
+                return Ok(false);
+            }
         }
         let name = format!("{:016x}", removal.number).into_bytes();
         let to = self.preserved_dir(removal.reason);

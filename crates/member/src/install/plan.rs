@@ -419,6 +419,8 @@ where
         let number = batch.next_preserved;
         batch.next_preserved += u64::from(replaces.is_some());
         if let Some(other) = replaces.as_ref().and_then(|n| n.uid).filter(|o| *o != uid) {
+            // It comes out when its name is given away, and is not taken out of there as well.
+            batch.removals.retain(|removal| removal.node.uid != Some(other));
             batch.visited.insert(other, Some(Looked::Planned));
         }
         let (wanted, name) = (record.attributes.clone(), name.to_vec());

@@ -58,3 +58,22 @@ fn a_directory_that_gets_the_name_of_what_leaves_is_not_taken_out_for_it() {
     let counters = couple.members[1].replica.as_ref().unwrap().counters();
     assert_eq!(counters.taken_back, 0, "what was put in place was taken out and put back");
 }
+
+/// A symlink leaves and another one gets its name in one batch: it comes out once, and the other one stays.
+#[test]
+fn a_symlink_that_gets_the_name_of_what_leaves_is_not_taken_out_for_it() {
+    let mut couple =
+        Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| fs.symlink(b"c", b"d").unwrap());
+    couple.connect();
+    settle(&mut couple);
+    couple.disconnect();
+    couple.change(&[&|fs| fs.remove(b"c").unwrap()]);
+    couple.now += 60_000_000;
+    couple.tell_time();
+    couple.change(&[&|fs| fs.symlink(b"c", b"e").unwrap()]);
+    couple.connect();
+    settle(&mut couple);
+    expect_equal(&couple, "a symlink for a symlink");
+    let counters = couple.members[1].replica.as_ref().unwrap().counters();
+    assert_eq!(counters.taken_back, 0, "what was put in place was taken out and put back");
+}
