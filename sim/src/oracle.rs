@@ -156,6 +156,8 @@ pub(crate) struct Oracle {
     unseen: BTreeMap<usize, BTreeSet<usize>>,
     /// Files that each member's users removed, and that it has not looked at since.
     unmissed: BTreeMap<usize, BTreeSet<usize>>,
+    /// What members' users moved over another file, and of which files it was until then, where the member has not looked since.
+    moved_over: BTreeMap<(usize, Thing), BTreeSet<usize>>,
     /// Members that were put back to an image and have not looked since: what is missing then was perhaps removed by nobody.
     returned: BTreeSet<usize>,
     /// What disks that failed to write made of what users had written.
@@ -350,7 +352,14 @@ impl Oracle {
         }
         // What takes a name goes on with the file that had it until then. Where the member may not know that one, this file may
         // be what has another path now.
-        let files = before.or(vacated).unwrap_or_else(|| own.clone());
+        let mut files = before.or(vacated).unwrap_or_else(|| own.clone());
+        // It has left such a name again before its member looked: then it is what it was before.
+        let was = self.moved_over.remove(&(member, content.clone())).unwrap_or_default();
+        if files == own {
+            files.extend(&was);
+        } else {
+            self.moved_over.insert((member, content.clone()), own.union(&was).copied().collect());
+        }
         fate.lines.set(member, &files);
         self.hold(member, &files);
         for file in own.difference(&files) {
@@ -402,6 +411,7 @@ impl Oracle {
     pub(crate) fn noticed(&mut self, member: usize, latest: u64) {
         self.unseen.remove(&member);
         self.unmissed.remove(&member);
+        self.moved_over.retain(|(who, _), _| *who != member);
         self.returned.remove(&member);
         for file in self.unnoticed.remove(&member).unwrap_or_default() {
             self.files[file].movers.insert(member, latest);

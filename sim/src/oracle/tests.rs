@@ -340,3 +340,37 @@ fn what_is_moved_while_somebody_writes_into_it_is_the_same_file() {
         assert_eq!(out.len(), held_against, "moved by {mover}");
     }
 }
+
+/// A user moves a file over another one and on from there; somebody else removes the one or the other meanwhile, with what he had
+/// written into it. Where the member has not looked in between it is the first one that has another path.
+#[test]
+fn what_is_moved_on_from_a_name_that_it_took_is_what_it_was_unless_its_member_looked_there() {
+    let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
+    let [old, new] = two_contents(&fs);
+    let other = Thing::file(b"other");
+    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
+    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
+        path: path.to_vec(),
+        content: content.clone(),
+        rewritten,
+    };
+    for looked in [false, true] {
+        let mut oracle = Oracle::new(0);
+        oracle.deed(0, (10, 10), finished(b"draft", &old), &|_| true);
+        oracle.deed(1, (10, 10), finished(b"sent", &other), &|_| true);
+        oracle.noticed(0, 10);
+        oracle.noticed(1, 10);
+        oracle.deed(0, (15, 15), ended(b"draft", &old, true), &|_| true);
+        oracle.deed(0, (15, 15), finished(b"draft", &new), &|_| true);
+        oracle.deed(1, (20, 20), ended(b"sent", &other, false), &|_| true);
+        oracle.moved(1, (20, 20), moved(&old, b"draft", b"sent"));
+        if looked {
+            oracle.noticed(1, 20);
+        }
+        oracle.moved(1, (60, 60), moved(&old, b"sent", b"archive"));
+        oracle.deed(0, (40, 40), ended(b"draft", &new, false), &|_| true);
+        let mut out = Vec::new();
+        oracle.resurrected(&[at_rest(&fs)], &mut out);
+        assert_eq!(out.len(), usize::from(looked), "looked: {looked}");
+    }
+}
