@@ -217,10 +217,17 @@ where
         }
         let limits = &self.config.limits;
         let weight = Fetching::<F::File>::weight(size);
-        let full = self.fetching.wanted.len() + self.ready.len() >= limits.window_items
-            || self.fetching.bytes + self.ready.small_bytes() + weight > limits.window_bytes
-            || (large && self.staged_bytes(uid) + size > limits.staging_bytes);
-        if full && (self.fetching.expected() || self.ready.len() > 0) {
+        let (items, bytes) =
+            (self.fetching.wanted.len() + self.ready.len(), self.fetching.bytes + self.ready.small_bytes() + weight);
+        let staged = if large { self.staged_bytes(uid) } else { 0 };
+        let full = items >= limits.window_items
+            || bytes > limits.window_bytes
+            || (large && staged + size > limits.staging_bytes);
+        // Beside what nobody has there is as much room again, and in staging for one file more.
+        let twice =
+            items >= 2 * limits.window_items || bytes > 2 * limits.window_bytes || staged > limits.staging_bytes;
+        let alone = self.fetching.wanted.is_empty();
+        if full && (self.fetching.expected() || self.ready.len() > 0 || twice && !alone) {
             return Ok(false);
         }
         let (file, received) = self.go_on_with(uid, &hash)?.unzip();

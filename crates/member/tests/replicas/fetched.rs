@@ -1,7 +1,9 @@
 //! Content that is asked for: answers that come late, and windows that are full of what nobody has.
 
+use std::collections::BTreeSet;
+
 use anabranch_member::{Input, Limits, LinkId};
-use anabranch_net::message::Message;
+use anabranch_net::message::{Message, Piece};
 
 use crate::three::{MESH, World};
 
@@ -98,4 +100,44 @@ fn what_nobody_has_does_not_keep_out_what_somebody_has() {
         }
         w.equal();
     }
+}
+
+/// A partner sends a piece of each large file and then has not got the rest: beside what nobody has there is room in staging
+/// for one file more, and not for all of them.
+#[test]
+fn a_partner_that_never_sends_all_of_anything_does_not_fill_staging() {
+    let limits = Limits { piece_bytes: 1000, staging_bytes: 6000, ..Limits::default() };
+    let mut w = World::with_limits(MESH, limits, |i, fs| {
+        if i == 0 {
+            fs.write(b"f", b"first").unwrap();
+        }
+    });
+    w.equal();
+    for (at, link) in [(1, 5), (2, 5)] {
+        w.give(at, Input::LinkDown(LinkId(link)));
+    }
+    w.hold = vec![FROM_FIRST];
+    for name in [b"a", b"b", b"c", b"d", b"e"] {
+        w.members[0].fs.write(name, &[name[0]; 5000]).unwrap();
+    }
+    let (mut most, mut given) = (0, BTreeSet::new());
+    for _ in 0..100 {
+        w.run(1);
+        for (to, link, mut message) in std::mem::take(&mut w.held) {
+            if let Message::Pieces { pieces, .. } = &mut message {
+                for piece in pieces {
+                    let again = matches!(piece, Piece::Data(bytes) if !given.insert(bytes[0]));
+                    if again {
+                        *piece = Piece::NotHeld;
+                    }
+                }
+            }
+            w.give(to, Input::Received(link, message));
+        }
+        let staged = w.members[2].fs.private_tree();
+        most = most.max(staged.keys().filter(|path| path.starts_with(b"staging/f-")).count());
+    }
+    assert!((1..=2).contains(&most), "{most} parts of files");
+    w.hold.clear();
+    w.equal();
 }
