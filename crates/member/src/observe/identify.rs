@@ -28,6 +28,12 @@ where
                 }
             }
         }
+        // It may have kept the name that it had, too, in a directory that was moved at the same time: no hint names it there.
+        for found in batch.found.iter().filter(|f| !f.dropped && f.stat.kind == Kind::File && f.stat.links > 1) {
+            if let Some(moved) = &found.moved {
+                self.local_change(moved.parent, &moved.name);
+            }
+        }
         Ok(())
     }
 

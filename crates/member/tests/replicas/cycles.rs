@@ -77,3 +77,23 @@ fn a_symlink_that_gets_the_name_of_what_leaves_is_not_taken_out_for_it() {
     let counters = couple.members[1].replica.as_ref().unwrap().counters();
     assert_eq!(counters.taken_back, 0, "what was put in place was taken out and put back");
 }
+
+/// A file gets a second name, and the directory of its first one is moved, before anybody looks: both names are recorded.
+#[test]
+fn a_file_keeps_its_name_in_a_directory_that_moves_while_it_gets_another() {
+    let mut couple = Couple::new(Limits::default(), DiskConfig::default(), |fs: &SimFs| {
+        fs.mkdir(b"b").unwrap();
+        fs.write(b"b/f", b"of two names").unwrap();
+        fs.mkdir(b"new").unwrap();
+    });
+    couple.connect();
+    settle(&mut couple);
+    couple.disconnect();
+    couple.change(&[&|fs| {
+        fs.link(b"b/f", b"a").unwrap();
+        fs.rename(b"b", b"new/b").unwrap();
+    }]);
+    couple.connect();
+    settle(&mut couple);
+    expect_equal(&couple, "two names");
+}
