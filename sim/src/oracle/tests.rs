@@ -33,6 +33,14 @@ fn moved(content: &Thing, from: &[u8], to: &[u8]) -> Moved {
     Moved { content: content.clone(), from: from.to_vec(), to: to.to_vec(), itself: true }
 }
 
+fn finished(path: &[u8], content: &Thing) -> Deed {
+    Deed::Finished { path: path.to_vec(), content: content.clone() }
+}
+
+fn ended(path: &[u8], content: &Thing, rewritten: bool) -> Deed {
+    Deed::Ended { path: path.to_vec(), content: content.clone(), rewritten }
+}
+
 fn at_rest(fs: &SimFs) -> AtRest {
     AtRest {
         name: "hq0".into(),
@@ -97,12 +105,6 @@ fn moved_over(looked: bool, returned: bool) -> usize {
     let (Some(other), Some(old), Some(new)) = (write(b"other"), write(b"old"), write(b"new")) else {
         return usize::MAX;
     };
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
-    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
-        path: path.to_vec(),
-        content: content.clone(),
-        rewritten,
-    };
     let mut oracle = Oracle::new(0);
     oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
     oracle.deed(1, (15, 15), ended(b"letter", &old, true), &|_| true);
@@ -137,7 +139,6 @@ fn each_name_goes_on_with_its_file_where_two_change_places() {
         fs.tree().remove(&b"sent"[..]).and_then(|entry| entry.content)
     };
     let (Some(old), Some(new)) = (write(b"old"), write(b"new")) else { panic!("two contents") };
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
     for swapped in [false, true] {
         let mut oracle = Oracle::new(0);
         oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
@@ -200,7 +201,6 @@ fn a_file_is_what_it_was_where_nobody_has_heard_that_two_changed_places() {
     let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
     let [old, new] = two_contents(&fs);
     let draft = Thing::file(b"draft");
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
     let ended =
         |content: &Thing, rewritten| Deed::Ended { path: b"letter".to_vec(), content: content.clone(), rewritten };
     for (mover, held_against) in [(0, 0), (1, 1)] {
@@ -225,12 +225,6 @@ fn moved_over_another(looked: u64, again: bool) -> usize {
     let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
     let [old, new] = two_contents(&fs);
     let [draft, last] = [&b"draft"[..], b"last"].map(Thing::file);
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
-    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
-        path: path.to_vec(),
-        content: content.clone(),
-        rewritten,
-    };
     let mut oracle = Oracle::new(100);
     oracle.deed(1, (10, 10), finished(b"letter", &old), &|_| true);
     oracle.deed(1, (10, 10), finished(b"draft", &draft), &|_| true);
@@ -267,12 +261,6 @@ fn came_with_its_directory(looked: bool) -> usize {
         fs.tree().remove(&b"letter"[..]).and_then(|entry| entry.content)
     };
     let (Some(old), Some(new), Some(last)) = (write(b"old"), write(b"new"), write(b"last")) else { return usize::MAX };
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
-    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
-        path: path.to_vec(),
-        content: content.clone(),
-        rewritten,
-    };
     let mut oracle = Oracle::new(0);
     oracle.deed(1, (10, 10), finished(b"site/index", &old), &|_| true);
     oracle.noticed(1, 10);
@@ -321,12 +309,6 @@ fn what_is_moved_while_somebody_writes_into_it_is_the_same_file() {
     let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
     let [old, new] = two_contents(&fs);
     let half = Thing::file(b"half");
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
-    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
-        path: path.to_vec(),
-        content: content.clone(),
-        rewritten,
-    };
     for (mover, held_against) in [(0, 0), (1, 1)] {
         let mut oracle = Oracle::new(0);
         oracle.deed(1, (10, 10), finished(b"draft", &old), &|_| true);
@@ -348,12 +330,6 @@ fn what_is_moved_on_from_a_name_that_it_took_is_what_it_was_unless_its_member_lo
     let fs = SimFs::new(DiskConfig::default(), SimClock::at(0), 0);
     let [old, new] = two_contents(&fs);
     let other = Thing::file(b"other");
-    let finished = |path: &[u8], content: &Thing| Deed::Finished { path: path.to_vec(), content: content.clone() };
-    let ended = |path: &[u8], content: &Thing, rewritten| Deed::Ended {
-        path: path.to_vec(),
-        content: content.clone(),
-        rewritten,
-    };
     for looked in [false, true] {
         let mut oracle = Oracle::new(0);
         oracle.deed(0, (10, 10), finished(b"draft", &old), &|_| true);
